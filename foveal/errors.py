@@ -1,0 +1,43 @@
+"""Every exception that foveal raises on purpose.
+
+FovealError (a ValueError)      something the caller can put right
+├── ConfigError                 a config.json, preset or option that makes no sense
+├── CheckpointError             tensors missing, unexpected or misshapen; files that are not there
+├── MediaError                  a picture or clip that cannot be read, or exceeds a limit
+├── PromptError                 messages, placeholders and media that do not belong together
+│   └── ContextError            a prompt that does not fit the model's context
+└── MissingDependency           an optional package is needed; the message names the install command
+
+Anything else that escapes is a bug in foveal. Messages say what was found, what was needed and what to do.
+"""
+
+
+class FovealError(ValueError):
+    """Base of every error the caller can put right."""
+
+
+class ConfigError(FovealError):
+    """A configuration, preset or option that makes no sense."""
+
+
+class CheckpointError(FovealError):
+    """A checkpoint whose files or tensors are not what the configuration promises."""
+
+
+class MediaError(FovealError):
+    """A picture or clip that cannot be read or exceeds a limit."""
+
+
+class PromptError(FovealError):
+    """Messages, placeholders and media that do not belong together."""
+
+
+class ContextError(PromptError):
+    """A prompt that does not fit the model's context."""
+
+
+class MissingDependency(FovealError):
+    """An optional package is needed; the message names the command that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f'{purpose} needs {package}, which is not installed; run: pip install "foveal[{extra}]"')
