@@ -1,0 +1,115 @@
+"""Attention over packed rows: `attend` for the decoder with or without a cache, `attend_frames` for the vision encoder.
+
+This is the plain version, by `scaled_dot_product_attention` and one call a sequence; every faster path is tested against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of one request in all layers; grows by doubling, never above `max_tokens`.
+
+    `length` counts the tokens every layer holds. A forward pass first writes all its layers, then advances it once.
+    """
+
+    def __init__(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device | str,
+        capacity: int = 256,
+    ) -> None:  # fmt: skip
+        self.length = 0
+        self._store = torch.empty(num_layers, 2, num_kv_heads, capacity, head_dim, dtype=dtype, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._store.nbytes
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more; copies at most log2 times over a request's life."""
+        need, have = self.length + tokens, self._store.shape[3]
+        if need > have:
+            old = self._store
+            shape = list(old.shape)
+            shape[3] = max(need, 2 * have)
+            self._store = old.new_empty(shape)
+            self._store[:, :, :, : self.length] = old[:, :, :, : self.length]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (T, G, H) rows to a layer; return all its keys and values, (G, length + T, H)."""
+        end = self.length + keys.shape[0]
+        place = self._store[layer, :, :, self.length : end]
+        place[0], place[1] = keys.transpose(0, 1), values.transpose(0, 1)
+        return self._store[layer, 0, :, :end], self._store[layer, 1, :, :end]
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        assert 0 <= length <= self.length
+        self.length = length
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None, layer: int
+) -> Tensor:
+    """Attend causally inside every sequence of a packed batch.
+
+    q: (T, N, H); k, v: (T, G, H) with N a multiple of G; lengths: the new rows of each sequence, summing to T;
+    caches: one a sequence, holding what came before. Return (T, N, H).
+    """
+    out, start = [], 0
+    for i, n in enumerate(lengths):
+        rows = slice(start, start + n)
+        start += n
+        if caches is None:
+            keys, values = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
+        else:
+            keys, values = caches[i].write(layer, k[rows], v[rows])
+        out.append(_attend_one(q[rows], keys, values))
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend with q (n, N, H) as the last n of the S positions in keys and values (G, S, H)."""
+    n, heads, dim = q.shape
+    groups, total = keys.shape[0], keys.shape[1]
+    if n == 1:
+        # One query a group of heads: the heads take the place of the positions, and no key is copied.
+        grouped = q.view(1, groups, heads // groups, dim)
+        return F.scaled_dot_product_attention(grouped, keys[None], values[None]).reshape(1, heads, dim)
+    mask = None
+    if total > n:
+        mask = torch.ones(n, total, dtype=torch.bool, device=q.device).tril(total - n)
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None,
+        enable_gqa=heads != groups,
+    )  # fmt: skip
+    return out[0].transpose(0, 1)
+
+
+def attend_frames(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attend in both directions inside every frame. q, k, v: (P, heads, H); lengths sum to P. Return (P, heads, H)."""
+    out, start = [], 0
+    for n, count in _runs(lengths):
+        rows = slice(start, start + n * count)
+        start += n * count
+        shape = (count, n, *q.shape[1:])
+        queries, keys, values = (x[rows].view(shape).transpose(1, 2) for x in (q, k, v))
+        out.append(F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1))
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Group neighbours of equal length: [(length, how many), ...]; frames of one clip then take one call."""
+    runs: list[tuple[int, int]] = []
+    for n in lengths:
+        if n == 0:
+            continue
+        if runs and runs[-1][0] == n:
+            runs[-1] = (n, runs[-1][1] + 1)
+        else:
+            runs.append((n, 1))
+    return runs

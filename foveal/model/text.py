@@ -1,0 +1,129 @@
+"""The decoder: grouped-query attention with normed queries and keys, SwiGLU, and taps added after chosen layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.batch import Batch
+from foveal.config import TextConfig
+from foveal.model.attention import KVCache, attend
+from foveal.model.moe import SparseMLP
+from foveal.model.rope import axis_of_frequency, inverse_frequencies, rotate, text_tables
+
+
+class RMSNorm(nn.Module):
+    """Scale rows to unit mean square in float32, then by the weight in the input's dtype (reference: Qwen3VLTextRMSNorm)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention of one layer; each head of queries and keys is normed before it is turned."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        d, h, bias = config.hidden_size, config.head_dim, config.attention_bias
+        self.layer, self.head_dim = layer, h
+        self.q_proj = nn.Linear(d, config.num_attention_heads * h, bias=bias)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * h, bias=bias)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * h, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * h, d, bias=bias)
+        self.q_norm = RMSNorm(h, config.rms_norm_eps)
+        self.k_norm = RMSNorm(h, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int], caches: Sequence[KVCache] | None
+    ) -> Tensor:
+        heads = (x.shape[0], -1, self.head_dim)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)), *tables)  # (T, N, H)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)), *tables)  # (T, G, H)
+        v = self.v_proj(x).view(heads)
+        return self.o_proj(attend(q, k, v, lengths, caches, self.layer).flatten(1))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and added back."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        sparse = config.moe is not None and config.moe.is_sparse(layer)
+        self.mlp: nn.Module
+        if sparse and config.moe is not None:
+            self.mlp = SparseMLP(config.moe, config.hidden_size)
+        else:
+            self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int], caches: Sequence[KVCache] | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), tables, lengths, caches)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TextModel(nn.Module):
+    """Embeddings, layers, final norm. `tap_layers[j]` is the layer after which tap j is added to the vision rows."""
+
+    inv_freq: Tensor
+    axes: Tensor
+
+    def __init__(self, config: TextConfig, tap_layers: Sequence[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.tap_of_layer = {layer: tap for tap, layer in enumerate(tap_layers)}
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.reset_tables()
+
+    def reset_tables(self) -> None:
+        """Compute the frequency tables, on the CPU and in float32 whatever the weights are (also after a meta build)."""
+        with torch.device("cpu"):
+            inv_freq, self.rope_scale = inverse_frequencies(self.config.rope, self.config.head_dim)
+            axes = axis_of_frequency(self.config.rope.mrope_section, self.config.rope.interleaved)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("axes", axes, persistent=False)
+
+    def forward(self, batch: Batch, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """Run packed rows through all layers. Return normed hidden states, (T, D)."""
+        x = self.embed_tokens(batch.token_ids)
+        vision = batch.vision
+        if vision is not None:
+            x = x.index_copy(0, batch.vision_slots, vision.embeddings.to(x.dtype))
+        cos, sin = text_tables(batch.position_ids, self.inv_freq, self.axes, self.rope_scale)
+        tables = cos.to(x.dtype), sin.to(x.dtype)  # the reference casts the tables, then multiplies
+        for cache, n in zip(caches or (), batch.lengths, strict=False):
+            cache.reserve(n)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, tables, batch.lengths, caches)
+            if vision is not None and i in self.tap_of_layer:
+                x = x.index_add(0, batch.vision_slots, vision.taps[self.tap_of_layer[i]].to(x.dtype))
+        for cache, n in zip(caches or (), batch.lengths, strict=False):
+            cache.length += n
+        return self.norm(x)
