@@ -1,0 +1,1 @@
+"""Training: data, loss, optimiser, loop, and the tokenizer of small models."""
