@@ -1,10 +1,19 @@
 """Generated pictures and clips with exact ground truth, for training and for measuring."""
 
 from foveal.world.clips import save_clip
+from foveal.world.difficulty import (
+    CLIP_KINDS,
+    COLOUR_CLASSES,
+    EASY,
+    KIND_CLASSES,
+    PICTURE_KINDS,
+    QUESTION_KINDS,
+    WORDS,
+    Difficulty,
+)
 from foveal.world.items import Item, clip_item, picture_item
 from foveal.world.labels import CellLabels, cell_labels
-from foveal.world.questions import CLIP_KINDS, PICTURE_KINDS, QUESTION_KINDS, Question
-from foveal.world.scene import COLOUR_CLASSES, EASY, KIND_CLASSES, WORDS, Difficulty
+from foveal.world.questions import Question
 from foveal.world.score import score
 from foveal.world.stamps import CHAR_CLASSES
 

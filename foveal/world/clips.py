@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from foveal.errors import MissingDependency
+from foveal.world.difficulty import Difficulty
 from foveal.world.draw import paint, paint_background
 from foveal.world.scene import (
     Background,
     Box,
-    Difficulty,
+    Idea,
     Thing,
     find_room,
     make_stamp,
@@ -49,11 +50,7 @@ class Actor:
             return self.thing
         travelled = round(self.distance_px * (frame - self.appear) / (self.vanish - 1 - self.appear))
         dx, dy = DIRECTIONS[self.direction]
-        moved = self.thing
-        return Thing(
-            moved.family, moved.kind, moved.colour, moved.rgb, moved.stamp,
-            moved.x + dx * travelled, moved.y + dy * travelled, moved.text,
-        )  # fmt: skip
+        return replace(self.thing, x=self.thing.x + dx * travelled, y=self.thing.y + dy * travelled)
 
     def box(self, frame: int) -> Box:
         """The box in a frame in which the actor is seen."""
@@ -106,7 +103,7 @@ def sample_clip(rng: np.random.Generator, level: Difficulty) -> Clip:
     wanted = int(rng.integers(level.clip_objects[0], level.clip_objects[1] + 1))
     cap = min(0.38 * min(size), math.sqrt(0.3 * size[0] * size[1] / wanted))
     actors: list[Actor] = []
-    ideas: list = []
+    ideas: list[Idea] = []
     swept: list[Box] = []
     for attempt in range(40):
         if len(actors) == wanted:

@@ -7,13 +7,15 @@ from typing import Literal
 
 import numpy as np
 
+from foveal.world.clip_questions import ask_about_clip
 from foveal.world.clips import Clip, paint_clip, sample_clip
+from foveal.world.difficulty import Difficulty
 from foveal.world.draw import paint, paint_background
-from foveal.world.questions import Question, ask_about_clip, ask_about_scene
-from foveal.world.scene import Difficulty, Scene, Thing, generator, sample_scene
+from foveal.world.questions import Question, ask_about_scene
+from foveal.world.scene import Scene, Thing, generator, sample_scene
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays inside: equal means the same one
 class Item:
     """A picture (one frame at 0.0 s) or a clip with its questions.
 

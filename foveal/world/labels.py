@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foveal.world.difficulty import COLOUR_CLASSES, KIND_CLASSES
 from foveal.world.items import Item
-from foveal.world.scene import COLOUR_CLASSES, KIND_CLASSES
-from foveal.world.stamps import CHAR_CLASSES
 
 _POINTS = 4  # a cell is looked at on 4 x 4 points
 _KIND = {name: index for index, name in enumerate(KIND_CLASSES)}
 _COLOUR = {name: index for index, name in enumerate(COLOUR_CLASSES)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays inside: equal means the same one
 class CellLabels:
     """Classes of every cell, each (rows, columns) int64: indices into KIND_CLASSES, COLOUR_CLASSES and CHAR_CLASSES.
 
@@ -74,5 +73,3 @@ def cell_labels(
         char = np.zeros((rows, columns), dtype=np.int64)
     cover = np.where(winner > 0, count / points, 0).astype(np.float32)
     return CellLabels(kinds[winner], colours[winner], char, cover)
-
-

@@ -1,84 +1,27 @@
-"""Decide what a picture shows: Difficulty, Thing, Scene, and the sampling of scenes from a seed."""
+"""Decide what a picture shows: Thing, Scene, and the sampling of scenes from a seed."""
 
 from __future__ import annotations
 
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from foveal.errors import ConfigError
-from foveal.world.colours import COLOURS, PALETTE, far_from
-from foveal.world.outlines import ICON_TURN, ICONS, SHAPES, TURN
+from foveal.world.colours import PALETTE, far_from
+from foveal.world.difficulty import Difficulty
+from foveal.world.outlines import ICON_TURN, TURN
 from foveal.world.stamps import FONTS, Stamp, outline_stamp, text_stamp
 
 Box = tuple[int, int, int, int]
 
-SHAPE_KINDS: tuple[str, ...] = tuple(SHAPES)
-ICON_KINDS: tuple[str, ...] = tuple(ICONS)
-KIND_CLASSES: tuple[str, ...] = ("none", *SHAPE_KINDS, *ICON_KINDS, "number", "word")
-COLOUR_CLASSES: tuple[str, ...] = ("none", *COLOURS)
-WORDS: tuple[str, ...] = (
-    "apple", "bird", "blue", "book", "bread", "bus", "cake", "cat", "city", "cold", "cow", "day", "dog", "door", "eat",
-    "egg", "exit", "fire", "food", "fox", "game", "gold", "go", "green", "hand", "hat", "home", "hot", "ice", "jam", "jump",
-    "kite", "lake", "lamp", "leaf", "love", "map", "milk", "moon", "music", "new", "night", "one", "open", "pen", "queen",
-    "quiz", "rain", "read", "red", "ship", "six", "snow", "stop", "sun", "tea", "time", "two", "van", "water", "wave",
-    "yes", "zero", "zoo",
-)  # fmt: skip
+# Least distance (L*a*b*) between a thing and its background: gray on near-black and pink on pale rose stay legible.
+_CONTRAST = 38.0
 
 
-@dataclass(frozen=True)
-class Difficulty:
-    """How hard pictures and clips are; every range includes both ends.
-
-    Sides are in pixels and drawn per axis; the aspect ratio stays within `max_ratio`. Weights are relative. `families`
-    weighs what the things are, `questions` what is asked (a kind with weight 0 or left out is never asked).
-    `event_step` makes things appear and vanish only at multiples of so many frames.
-    """
-
-    min_side: int = 96
-    max_side: int = 288
-    max_ratio: float = 2.0
-    min_objects: int = 1
-    max_objects: int = 6
-    min_object_px: int = 20
-    max_object_share: float = 0.5
-    text_px: tuple[int, int] = (14, 40)
-    number_digits: tuple[int, int] = (2, 4)
-    colours: tuple[str, ...] = COLOURS
-    shapes: tuple[str, ...] = SHAPE_KINDS
-    icons: tuple[str, ...] = ICON_KINDS
-    words: tuple[str, ...] = WORDS
-    families: tuple[tuple[str, float], ...] = (("shape", 6.0), ("icon", 2.0), ("number", 1.0), ("word", 1.0))
-    counting: float = 0.4
-    plain_background: float = 0.4
-    max_questions: int = 6
-    questions: tuple[tuple[str, float], ...] = ()
-    clip_side: tuple[int, int] = (96, 192)
-    clip_frames: tuple[int, int] = (4, 16)
-    clip_fps: tuple[float, ...] = (1.0, 2.0, 4.0)
-    clip_objects: tuple[int, int] = (1, 4)
-    event_step: int = 1
-
-    def __post_init__(self) -> None:
-        if not 32 <= self.min_side <= self.max_side:
-            raise ConfigError(f"sides {self.min_side}..{self.max_side} px: need 32 <= min_side <= max_side")
-        if not 1 <= self.min_objects <= self.max_objects:
-            raise ConfigError(f"objects {self.min_objects}..{self.max_objects}: need 1 <= min_objects <= max_objects")
-        if not any(weight > 0 for _, weight in self.families):
-            raise ConfigError("families: at least one family needs a weight above 0")
-
-    def with_questions(self, **weights: float) -> Difficulty:
-        """Copy with other question weights, for a trainer that asks more of what is weakest."""
-        return replace(self, questions=tuple(weights.items()))
-
-
-EASY = Difficulty(min_side=96, max_side=96, max_objects=2, families=(("shape", 1.0),), plain_background=0.7)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays inside: equal means the same one
 class Thing:
     """One object of a picture: what it is, how it looks and where its stamp's top left corner lies (pixels)."""
 
@@ -120,7 +63,7 @@ class Scene:
     size: tuple[int, int]
     background: Background
     things: tuple[Thing, ...]
-    group: tuple[str, str] | None = field(default=None)
+    group: tuple[str, str] | None = None
 
 
 def generator(seed: int, split: str, stream: str) -> np.random.Generator:
@@ -141,12 +84,12 @@ def sample_background(rng: np.random.Generator, plain: float, usable: Sequence[s
     """Draw a background and name the `usable` colours that stand out against all of it (at least four, or all)."""
     while True:
         tone = rng.random()
-        level = rng.uniform(205, 255) if tone < 0.6 else rng.uniform(0, 60) if tone < 0.9 else rng.uniform(90, 190)
+        level = rng.uniform(212, 255) if tone < 0.5 else rng.uniform(0, 45) if tone < 0.9 else rng.uniform(90, 190)
         tints = level + rng.uniform(-22, 22, size=(2, 3))
         if rng.random() < plain:
             tints[1] = tints[0]
         ends = np.clip(tints, 0, 255).round().astype(int)
-        colours = [name for name in far_from(ends, 38.0) if name in usable]
+        colours = [name for name in far_from(ends, _CONTRAST) if name in usable]
         if len(colours) >= min(4, len(usable)):
             break
     noise = 0.0 if rng.random() < plain else float(rng.uniform(0, 7))
@@ -155,7 +98,7 @@ def sample_background(rng: np.random.Generator, plain: float, usable: Sequence[s
 
 
 @dataclass(frozen=True)
-class _Idea:
+class Idea:
     """A thing before it has a size and a place."""
 
     family: str
@@ -170,58 +113,61 @@ def _pick(rng: np.random.Generator, options: Sequence[str], taken: Sequence[str]
     return free[int(rng.integers(len(free)))]
 
 
-def _text(rng: np.random.Generator, family: str, level: Difficulty) -> str:
-    if family == "number":
-        digits = int(rng.integers(level.number_digits[0], level.number_digits[1] + 1))
-        return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
-    word = _pick(rng, level.words)
-    return (word, word.upper(), word.capitalize())[int(rng.integers(3))]
+def _text(rng: np.random.Generator, family: str, level: Difficulty, taken: Sequence[str]) -> str:
+    if family == "word":
+        word = _pick(rng, level.words, taken)
+        return (word, word.upper(), word.capitalize())[int(rng.integers(3))]
+    digits = int(rng.integers(level.number_digits[0], level.number_digits[1] + 1))
+    return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
 
 
-def sample_idea(rng: np.random.Generator, level: Difficulty, colours: Sequence[str], others: Sequence[_Idea]) -> _Idea:
+def _family(rng: np.random.Generator, level: Difficulty, texts: int) -> str:
+    """Draw a family; after two texts no third, unless there is nothing else."""
+    weights = {name: weight for name, weight in level.families if weight > 0}
+    if texts >= 2:
+        drawn = {name: weight for name, weight in weights.items() if name in ("shape", "icon")}
+        weights = drawn or weights
+    share = np.array(list(weights.values()))
+    return list(weights)[int(rng.choice(len(share), p=share / share.sum()))]
+
+
+def sample_idea(rng: np.random.Generator, level: Difficulty, colours: Sequence[str], others: Sequence[Idea]) -> Idea:
     """Draw a thing unlike the `others` in kind and colour, most of the time, so that it can be referred to."""
-    names = [name for name, _ in level.families]
-    weights = np.array([weight for _, weight in level.families])
-    family = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-    texts = [idea for idea in others if idea.text]
-    if len(texts) >= 2 and family in ("number", "word") and any(name in ("shape", "icon") for name in names):
-        family = next(name for name in names if name in ("shape", "icon"))
+    texts = [idea.text.lower() for idea in others if idea.text]
+    family = _family(rng, level, len(texts))
     taken_kinds = [idea.kind for idea in others] if rng.random() < 0.7 else []
     taken_colours = [idea.colour for idea in others] if rng.random() < 0.7 else []
     colour = _pick(rng, colours, taken_colours)
     if family in ("number", "word"):
-        while (text := _text(rng, family, level)).lower() in (idea.text.lower() for idea in others):
-            pass
-        return _Idea(family, family, colour, text)
-    return _Idea(family, _pick(rng, level.shapes if family == "shape" else level.icons, taken_kinds), colour)
+        return Idea(family, family, colour, _text(rng, family, level, texts))
+    return Idea(family, _pick(rng, level.shapes if family == "shape" else level.icons, taken_kinds), colour)
 
 
 def _counting_ideas(
-    rng: np.random.Generator, level: Difficulty, colours: Sequence[str]
-) -> tuple[list[_Idea], tuple[str, str]]:
+    rng: np.random.Generator, level: Difficulty, colours: Sequence[str], family: str
+) -> tuple[list[Idea], tuple[str, str]]:
     """Repeat a kind or a colour k times, k even over the range, and add things that are not of that group."""
     k = int(rng.integers(1, level.max_objects + 1))
     total = int(rng.integers(max(k, level.min_objects), level.max_objects + 1))
-    family, kinds = ("shape", level.shapes) if rng.random() < 0.8 or not dict(level.families).get("icon") else ("icon", level.icons)
+    kinds = level.shapes if family == "shape" else level.icons
+    shared = _pick(rng, colours)
     if rng.random() < 0.6 or len(colours) < 2:
-        kind = _pick(rng, kinds)
-        one_colour = rng.random() < 0.35
-        shared = _pick(rng, colours)
-        ideas = [_Idea(family, kind, shared if one_colour else _pick(rng, colours)) for _ in range(k)]
-        group = ("kind", kind)
+        group = ("kind", _pick(rng, kinds))
+        alike = rng.random() < 0.35
+        ideas = [Idea(family, group[1], shared if alike else _pick(rng, colours)) for _ in range(k)]
     else:
-        colour = _pick(rng, colours)
-        ideas = [_Idea(family, _pick(rng, kinds), colour) for _ in range(k)]
-        group = ("colour", colour)
-    while len(ideas) < total:
+        group = ("colour", shared)
+        ideas = [Idea(family, _pick(rng, kinds), shared) for _ in range(k)]
+    for _ in range(50):  # a level with a single kind may have nothing else to add
+        if len(ideas) == total:
+            break
         idea = sample_idea(rng, level, colours, ideas)
         if getattr(idea, group[0]) != group[1]:
             ideas.append(idea)
-    rng.shuffle(ideas)  # type: ignore[arg-type]
     return ideas, group
 
 
-def make_stamp(rng: np.random.Generator, idea: _Idea, cap_px: float, size: tuple[int, int], level: Difficulty) -> Stamp:
+def make_stamp(rng: np.random.Generator, idea: Idea, cap_px: float, size: tuple[int, int], level: Difficulty) -> Stamp:
     """Draw the idea with a longer side of at most `cap_px` (a text: a glyph height within the level's range)."""
     height, width = size
     if idea.text:
@@ -256,19 +202,10 @@ def shade(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
     return int(rgb[0]), int(rgb[1]), int(rgb[2])
 
 
-def sample_scene(rng: np.random.Generator, level: Difficulty) -> Scene:
-    """Draw a scene; things never overlap and lie fully inside the picture."""
-    size = sample_size(rng, level.min_side, level.max_side, level.max_ratio)
-    background, colours = sample_background(rng, level.plain_background, level.colours)
-    group = None
-    if rng.random() < level.counting:
-        ideas, group = _counting_ideas(rng, level, colours)
-    else:
-        ideas = []
-        for _ in range(int(rng.integers(level.min_objects, level.max_objects + 1))):
-            ideas.append(sample_idea(rng, level, colours, ideas))
+def _place(rng: np.random.Generator, ideas: Sequence[Idea], size: tuple[int, int], level: Difficulty) -> list[Thing] | None:
+    """Give every idea a stamp and a place, smaller at each of a few attempts; None if they do not fit."""
     cap = min(level.max_object_share * min(size), math.sqrt(0.6 * size[0] * size[1] / len(ideas)))
-    for attempt in range(12):
+    for attempt in range(10):
         things: list[Thing] = []
         for idea in sorted(ideas, key=lambda idea: not idea.text):  # texts are the widest: place them first
             stamp = make_stamp(rng, idea, max(12.0, cap * 0.85**attempt), size, level)
@@ -277,6 +214,32 @@ def sample_scene(rng: np.random.Generator, level: Difficulty) -> Scene:
                 break
             things.append(Thing(idea.family, idea.kind, idea.colour, shade(rng, idea.colour), stamp, *place, idea.text))
         if len(things) == len(ideas):
-            break
-    order = rng.permutation(len(things))
-    return Scene(size, background, tuple(things[i] for i in order), group)
+            return [things[i] for i in rng.permutation(len(things))]
+    return None
+
+
+def sample_scene(rng: np.random.Generator, level: Difficulty) -> Scene:
+    """Draw a scene; things never overlap and lie fully inside the picture.
+
+    Raises:
+        ConfigError: the level asks for more than fits in its pictures.
+    """
+    countable = [name for name, weight in level.families if weight > 0 and name in ("shape", "icon")]
+    for _ in range(20):
+        size = sample_size(rng, level.min_side, level.max_side, level.max_ratio)
+        background, colours = sample_background(rng, level.plain_background, level.colours)
+        group = None
+        if countable and rng.random() < level.counting:
+            family = "shape" if "shape" in countable and rng.random() < 0.8 else countable[-1]
+            ideas, group = _counting_ideas(rng, level, colours, family)
+        else:
+            ideas = []
+            for _ in range(int(rng.integers(level.min_objects, level.max_objects + 1))):
+                ideas.append(sample_idea(rng, level, colours, ideas))
+        things = _place(rng, ideas, size, level)
+        if things is not None:
+            return Scene(size, background, tuple(things), group)
+    raise ConfigError(
+        f"{level.min_objects}..{level.max_objects} objects do not fit in {level.min_side}..{level.max_side} px pictures; "
+        "ask for fewer objects, smaller text_px or larger sides"
+    )

@@ -24,7 +24,7 @@ CHAR_CLASSES: tuple[str, ...] = ("none", *CHARACTERS)
 _SUPERSAMPLE = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays inside: equal means the same one
 class Stamp:
     """A thing's ink, cropped so that its bounds are the thing's exact box.
 
@@ -80,7 +80,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=256)
 def _size_for(name: str, height_px: int) -> int:
-    left, top, right, bottom = _font(name, 200).getbbox("0")
+    _, top, _, bottom = _font(name, 200).getbbox("0")
     return max(6, round(height_px * 200 / (bottom - top)))
 
 
