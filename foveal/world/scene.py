@@ -18,7 +18,7 @@ from foveal.world.stamps import FONTS, Stamp, outline_stamp, text_stamp
 Box = tuple[int, int, int, int]
 
 # Least distance (L*a*b*) between a thing and its background: gray on near-black and pink on pale rose stay legible.
-_CONTRAST = 38.0
+_CONTRAST = 42.0
 
 
 @dataclass(frozen=True, eq=False)  # arrays inside: equal means the same one
@@ -84,8 +84,8 @@ def sample_background(rng: np.random.Generator, plain: float, usable: Sequence[s
     """Draw a background and name the `usable` colours that stand out against all of it (at least four, or all)."""
     while True:
         tone = rng.random()
-        level = rng.uniform(212, 255) if tone < 0.5 else rng.uniform(0, 45) if tone < 0.9 else rng.uniform(90, 190)
-        tints = level + rng.uniform(-22, 22, size=(2, 3))
+        low, high, tint = (212, 255, 22) if tone < 0.5 else (0, 36, 14) if tone < 0.9 else (90, 190, 22)
+        tints = rng.uniform(low, high) + rng.uniform(-tint, tint, size=(2, 3))
         if rng.random() < plain:
             tints[1] = tints[0]
         ends = np.clip(tints, 0, 255).round().astype(int)
