@@ -98,11 +98,14 @@ class Patches:
         return replace(self, pixels=self.pixels[rows], coords=self.coords[rows])
 
     def lengths(self) -> list[int]:
-        """Count the rows of every temporal index; attention stays inside each."""
-        return np.bincount(self.coords[:, 0], minlength=len(self.grids)).tolist()
+        """Count the rows of every temporal index; attention stays inside each. Raise PromptError if frames are not in order."""
+        frames = self.coords[:, 0]
+        if np.any(frames[1:] < frames[:-1]):
+            raise PromptError("the rows of a clip must keep its frames in order; sort the vision tokens before taking them")
+        return np.bincount(frames, minlength=len(self.grids)).tolist()
 
 
-def smart_resize(height: int, width: int, *, factor: int, min_tokens: int, max_tokens: int) -> tuple[int, int]:
+def smart_resize(height: int, width: int, *, factor: int, min_tokens: int, max_tokens: float) -> tuple[int, int]:
     """Choose a picture's size: both sides multiples of `factor`, area within the budget, aspect ratio nearly kept.
 
     Source: transformers `models/qwen2_vl/image_processing_qwen2_vl.py::smart_resize`, with Python's half-even `round`.
@@ -158,11 +161,10 @@ def target_size(num_frames: int, height: int, width: int, kind: str, vision: Vis
     n, pair = max(num_frames, vision.temporal_patch_size), vision.temporal_patch_size
     low, high = budget.clip
     if budget.frame is not None:
-        pairs = math.ceil(n / pair)
-        per_frame = min(budget.frame[1], high // pairs)
-        # qwen-vl-utils floors the per-frame maximum a little above the minimum, so that the two never cross.
-        per_frame = max(per_frame, int(budget.frame[0] * 1.05))
-        return smart_resize(height, width, factor=vision.factor, min_tokens=budget.frame[0], max_tokens=per_frame)
+        # Source: qwen-vl-utils 0.0.14 `fetch_video`. The share is a fraction of a token there too, and the maximum stays a
+        # little above the minimum, so that the two never cross.
+        share = max(min(budget.frame[1], high / math.ceil(n / pair)), budget.frame[0] * 1.05)
+        return smart_resize(height, width, factor=vision.factor, min_tokens=budget.frame[0], max_tokens=share)
     return smart_resize_clip(
         n, height, width, factor=vision.factor, temporal_patch_size=pair, min_tokens=low, max_tokens=high
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of one request in all layers; grows by doubling, never above `max_tokens`.
+    """Keys and values of one request in all layers; grows by doubling.
 
     `length` counts the tokens every layer holds. A forward pass first writes all its layers, then advances it once.
     """
