@@ -46,17 +46,22 @@ def transformers() -> ModuleType:
     return transformers
 
 
-def new_reference(model: Qwen3VL, spelling: str = "5") -> nn.Module:
+def new_reference(model: Qwen3VL, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Build transformers' model of the same configuration and copy our weights into it, by name."""
     hf, config = transformers(), model.config
-    raw = config.to_dict(spelling)  # type: ignore[arg-type]
+    raw = config.to_dict("5")
     # foveal's own key, and the only thing the reference cannot be told: it always adds tap j after layer j.
     raw["vision_config"].pop("deepstack_decoder_layers", None)
     moe = config.text.moe is not None
     kind = hf.Qwen3VLMoeConfig if moe else hf.Qwen3VLConfig
     theirs = (hf.Qwen3VLMoeForConditionalGeneration if moe else hf.Qwen3VLForConditionalGeneration)(kind(**raw))
     theirs.load_state_dict(reference_weights(model), strict=True)
-    return theirs.float().eval()
+    tables = {name: buffer.clone() for name, buffer in theirs.named_buffers() if name.endswith("inv_freq")}
+    theirs.to(dtype)
+    for name, table in tables.items():
+        # A cast rounds the rotary frequencies too; loading a checkpoint in half precision, as people do, does not.
+        theirs.get_buffer(name).data = table
+    return theirs.eval()
 
 
 def reference_weights(model: Qwen3VL) -> dict[str, Tensor]:
