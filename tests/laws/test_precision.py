@@ -10,9 +10,9 @@ from foveal.batch import Batch
 from foveal.model import Qwen3VL
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
-# Mean difference as a share of the largest logit; measured worst 0.018 and 0.0028. Single logits may be far off: a rounded
+# Mean difference as a share of the largest logit; measured worst 0.015 and 0.0042. Single logits may be far off: a rounded
 # router sometimes picks another expert. tests/parity/test_half_precision.py holds both up against the reference's.
-BOUND = {torch.bfloat16: 0.03, torch.float16: 0.006}
+BOUND = {torch.bfloat16: 0.03, torch.float16: 0.01}
 
 
 @torch.no_grad()

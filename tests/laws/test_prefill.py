@@ -12,9 +12,9 @@ from foveal.model import Qwen3VL
 from foveal.sequence import Sequence
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
-# The order of float32 sums changes with the shape of a product. Logits here are of size 3 to 10; the worst difference
-# measured over all laws of this file is 6e-5, that is 1e-5 of the scale.
-CLOSE = {"atol": 5e-4, "rtol": 0.0}
+# The order of float32 sums changes with the shape of a product. The largest logits here are near 10; the worst difference
+# measured over all laws of this file is 5.3e-5.
+CLOSE = {"atol": 3e-4, "rtol": 0.0}
 
 every_model = pytest.mark.parametrize("name", list(CONFIGS))
 every_scene = pytest.mark.parametrize("scene", list(SCENES))

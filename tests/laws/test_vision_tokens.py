@@ -18,7 +18,7 @@ from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 SEEN = [scene for scene in SCENES if scene != "text"]
 every_model = pytest.mark.parametrize("name", list(CONFIGS))
 every_view = pytest.mark.parametrize("scene", SEEN)
-CLOSE = {"atol": 5e-4, "rtol": 0.0}
+CLOSE = {"atol": 3e-4, "rtol": 0.0}  # of logits near 10; measured worst 3.7e-5
 
 
 def _some(media: list[Patches], seed: int = 0) -> list[list[int]]:
