@@ -28,6 +28,13 @@ INERT_VISION = {"model_type", "dtype", "torch_dtype", "initializer_range", "_nam
                 "rope_parameters"}  # fmt: skip
 
 
+def _require_positive(what: str, values: Mapping[str, float]) -> None:
+    """Raise ConfigError for a count or size that is zero or less."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"{what}: {name} is {value!r}; it must be greater than 0")
+
+
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary positions of the decoder.
@@ -48,6 +55,19 @@ class RopeConfig:
     beta_slow: float = 1.0
     attention_factor: float | None = None
 
+    def __post_init__(self) -> None:
+        _require_positive("rope", {"rope_theta": self.theta, "factor": self.factor})
+        t, h, w = self.mrope_section
+        if min(t, h, w) < 0 or any(not isinstance(n, int) for n in self.mrope_section):
+            raise ConfigError(f"mrope_section {list(self.mrope_section)} must be three counts of frequencies")
+        if self.interleaved and max(3 * h - 2, 3 * w - 1) >= t + h + w:
+            raise ConfigError(
+                f"mrope_section {list(self.mrope_section)} cannot be interleaved: every third frequency of {t + h + w} is too "
+                "few for height or width"
+            )
+        if self.rope_type == "yarn" and self.original_max_position_embeddings is None:
+            raise ConfigError("yarn needs original_max_position_embeddings (262144 for released models)")
+
 
 @dataclass(frozen=True)
 class MoeConfig:
@@ -58,6 +78,12 @@ class MoeConfig:
     moe_intermediate_size: int
     decoder_sparse_step: int = 1
     mlp_only_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
+        _require_positive("experts", {name: getattr(self, name) for name in sizes})
+        if self.num_experts_per_tok > self.num_experts:
+            raise ConfigError(f"a token visits {self.num_experts_per_tok} experts, but there are {self.num_experts}")
 
     def is_sparse(self, layer: int) -> bool:
         """Tell whether decoder layer `layer` (0-based) has experts."""
@@ -82,6 +108,9 @@ class TextConfig:
     moe: MoeConfig | None = None
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+        _require_positive("decoder", {name: getattr(self, name) for name in sizes})
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -152,9 +181,12 @@ class VisionConfig:
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if len(self.taps) != len(self.tap_layers):
+        sizes = ("depth", "hidden_size", "num_heads", "intermediate_size", "patch_size", "temporal_patch_size",
+                 "spatial_merge_size", "in_channels", "num_position_embeddings", "out_hidden_size", "rope_theta")  # fmt: skip
+        _require_positive("vision encoder", {name: getattr(self, name) for name in sizes})
+        if len(self.taps) != len(set(self.tap_layers)) or len(self.taps) != len(self.tap_layers):
             raise ConfigError(
-                f"{len(self.taps)} taps {list(self.taps)} need as many decoder layers, not {list(self.tap_layers)}"
+                f"{len(self.taps)} taps {list(self.taps)} need as many different decoder layers, not {list(self.tap_layers)}"
             )
         if list(self.taps) != sorted(set(self.taps)) or any(not 0 <= b < self.depth for b in self.taps):
             raise ConfigError(f"taps {list(self.taps)} must be ascending blocks of 0..{self.depth - 1}")
@@ -224,6 +256,12 @@ class ModelConfig:
                 f"the vision encoder gives rows of {self.vision.out_hidden_size} but the decoder takes "
                 f"{self.text.hidden_size}; out_hidden_size must equal hidden_size"
             )
+        ids = (self.image_token_id, self.video_token_id, self.vision_start_token_id, self.vision_end_token_id)
+        if len(set(ids)) < len(ids) or any(not 0 <= token < self.text.vocab_size for token in ids):
+            raise ConfigError(
+                f"image, video, vision start and vision end have the token ids {list(ids)}; four different ids below "
+                f"vocab_size {self.text.vocab_size} were expected"
+            )
         if any(not 0 <= layer < self.text.num_hidden_layers for layer in self.vision.tap_layers):
             raise ConfigError(
                 f"taps are added after decoder layers {list(self.vision.tap_layers)}, "
@@ -255,7 +293,11 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config") -> ModelConfig:
         """Read a parsed config.json. Raise ConfigError for missing, unknown or contradictory keys."""
-        return _read_model(raw, where)
+        try:
+            return _read_model(raw, where)
+        except ConfigError as e:
+            # What the dataclasses find contradictory does not know the file it came from.
+            raise (e if str(e).startswith(where) else ConfigError(f"{where}: {e}")) from None
 
     def to_dict(self, spelling: Literal["4.57", "5"] = "4.57") -> dict[str, Any]:
         """Write the config.json of a released model; both spellings load in transformers."""
@@ -339,8 +381,6 @@ def _read_rope(read: _Reader) -> RopeConfig:
         beta_slow=float(rope.get("beta_slow", float, 1.0)),
         attention_factor=rope.get("attention_factor", float, None),
     )
-    if config.rope_type == "yarn" and config.original_max_position_embeddings is None:
-        raise ConfigError(f"{where}: yarn needs original_max_position_embeddings (262144 for released models)")
     rope.finish(set())
     return config
 
@@ -457,8 +497,8 @@ def _write_model(config: ModelConfig, spelling: Literal["4.57", "5"]) -> dict[st
         }
         if rope.attention_factor is not None:
             scaling["attention_factor"] = rope.attention_factor
-    fields = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-              "max_position_embeddings rms_norm_eps attention_bias").split()  # fmt: skip
+    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+              "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias")  # fmt: skip
     text_out: dict[str, Any] = {"model_type": f"{kind}_text", "hidden_act": "silu", "attention_dropout": 0.0}
     text_out |= {name: getattr(text, name) for name in fields}
     if spelling == "4.57":
@@ -474,8 +514,8 @@ def _write_model(config: ModelConfig, spelling: Literal["4.57", "5"]) -> dict[st
             "mlp_only_layers": list(moe.mlp_only_layers),
             "norm_topk_prob": True,
         }
-    fields = ("depth hidden_size num_heads intermediate_size patch_size temporal_patch_size spatial_merge_size in_channels "
-              "num_position_embeddings out_hidden_size").split()  # fmt: skip
+    fields = ("depth", "hidden_size", "num_heads", "intermediate_size", "patch_size", "temporal_patch_size",
+              "spatial_merge_size", "in_channels", "num_position_embeddings", "out_hidden_size")  # fmt: skip
     vision_out: dict[str, Any] = {"model_type": kind if spelling == "4.57" else f"{kind}_vision"}
     vision_out |= {"hidden_act": "gelu_pytorch_tanh", "deepstack_visual_indexes": list(vision.taps)}
     vision_out |= {name: getattr(vision, name) for name in fields}
