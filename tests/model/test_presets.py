@@ -88,7 +88,10 @@ def test_the_overview_geometry_runs() -> None:
         config.text, vocab_size=211, hidden_size=24, intermediate_size=32, num_attention_heads=4, num_key_value_heads=2,
         head_dim=16, rope=RopeConfig(theta=5e6, mrope_section=(4, 2, 2)),
     )  # fmt: skip
-    config = replace(config, vision=vision, text=text)
+    config = replace(
+        config, vision=vision, text=text, image_token_id=200, video_token_id=201, vision_start_token_id=202,
+        vision_end_token_id=203,
+    )  # fmt: skip
     assert (config.vision.depth, config.text.num_hidden_layers) == (25, 36)
     model = new_model(config)
     media = new_media(config.vision, SCENES["mixed"])
