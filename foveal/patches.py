@@ -135,6 +135,7 @@ def smart_resize_clip(
     """
     volume = temporal_patch_size * factor * factor
     low, high = min_tokens * volume, max_tokens * volume
+    _check_area(height, width)
     if height < factor or width < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
@@ -225,9 +226,13 @@ def merge_block_coords(t: int, h: int, w: int, merge: int) -> npt.NDArray[np.int
     return np.ascontiguousarray(index.transpose(1, 2, 4, 3, 5, 0).reshape(-1, 3))
 
 
-def _check_ratio(height: int, width: int) -> None:
+def _check_area(height: int, width: int) -> None:
     if height <= 0 or width <= 0:
         raise MediaError(f"a picture of {width}x{height} pixels has no area")
+
+
+def _check_ratio(height: int, width: int) -> None:
+    _check_area(height, width)
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_ASPECT_RATIO:
         raise MediaError(
