@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -146,7 +147,7 @@ class Batch:
         windows: SequenceOf[Sequence | Window],
         vision: SequenceOf[VisionTokens | None] | VisionTokens | None = None,
         *,
-        output: str = "all",
+        output: Literal["all", "last"] = "all",
         device: torch.device | str = "cpu",
     ) -> Batch:
         """Pack sequences, or windows of them, one behind the other.
@@ -154,6 +155,8 @@ class Batch:
         `vision` holds each sequence's vision tokens (all of the request, not just the window's), or one value with those
         of all sequences in order, when the sequences are whole. output: "all" rows, or the "last" row of each sequence.
         """
+        if output not in ("all", "last"):
+            raise ValueError(f"output must be 'all' or 'last', not {output!r}")
         ids = np.concatenate([w.token_ids for w in windows])
         lengths = tuple(len(w.token_ids) for w in windows)
         rows = [w.vision_rows for w in windows]
