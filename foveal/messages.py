@@ -9,6 +9,7 @@ stays a user message.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -67,6 +68,7 @@ class Guard:
         self._words = re.compile("|".join(words) or "(?!)")
 
     def text(self, text: str) -> str:
+        """Return untrusted text, fit to be given to a template."""
         return clean_text(text).translate(self._hide)
 
     def spoken(self, text: str) -> str:
@@ -84,7 +86,7 @@ class Guard:
             raise PromptError(f"{where} is nested more than {_MAX_DEPTH} levels deep")
         if isinstance(value, str):
             return self.name(value)
-        if value is None or isinstance(value, bool | int | float):
+        if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             return value
         if isinstance(value, Mapping):
             for key in value:
@@ -93,9 +95,10 @@ class Guard:
             return {self.name(key): self.tree(item, where, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.tree(item, where, depth + 1) for item in value]
-        raise PromptError(f"{where} holds a {type(value).__name__}; only JSON values can be written into a prompt")
+        raise PromptError(f"{where} holds {value!r:.80}; only JSON values can be written into a prompt")
 
     def show(self, text: str) -> str:
+        """Return rendered text as it is meant to be read and tokenised."""
         return clean_text(text.translate(self._show))
 
 
@@ -114,7 +117,7 @@ class MessageReader:
         if not messages:
             raise PromptError("there are no messages; at least one is needed")
         kinds: list[Kind] = []
-        return [self._message(message, f"message {i}", kinds) for i, message in enumerate(messages)], kinds
+        return [self._message(message, f"messages[{i}]", kinds) for i, message in enumerate(messages)], kinds
 
     def _message(self, message: Mapping[str, Any], where: str, kinds: list[Kind]) -> dict[str, Any]:
         if not isinstance(message, Mapping):
@@ -122,7 +125,8 @@ class MessageReader:
         role = message.get("role")
         if role not in ROLES:
             raise PromptError(f"{where} has the role {role!r}; the roles are {', '.join(ROLES)}")
-        fields = {key: value for key, value in message.items() if value is not None and value != []}
+        # Clients send back every field of a reply, most of them empty.
+        fields = {key: value for key, value in message.items() if value is not None and not _is_empty_list(value)}
         fields.setdefault("reasoning_content", fields.pop("reasoning", None))
         unknown = sorted(str(key) for key in fields if key not in self._KEYS)
         if unknown:
@@ -149,7 +153,7 @@ class MessageReader:
         hide = self._guard.spoken if fields["role"] == "assistant" else self._guard.text
         content = fields.get("content")
         if content is None:
-            if "tool_calls" in fields or fields["reasoning_content"] is not None or "content" in fields:
+            if fields["role"] == "assistant" and ("tool_calls" in fields or fields["reasoning_content"] is not None):
                 return ""
             raise PromptError(f"{where} has no content; only an assistant message with tool_calls or reasoning can go without")
         if isinstance(content, str):
@@ -158,7 +162,7 @@ class MessageReader:
             raise PromptError(f"the content of {where} is a {type(content).__name__}; it is a string or a list of parts")
         parts: list[dict[str, Any]] = []
         for j, part in enumerate(content):
-            kind, value, _ = _read_part(part, f"part {j} of {where}")
+            kind, value, _ = _read_part(part, f"{where}.content[{j}]")
             if kind == "text":
                 parts.append({"type": "text", "text": hide(value)})
             else:
@@ -171,7 +175,7 @@ class MessageReader:
             raise PromptError(f"the tool_calls of {where} are a {type(calls).__name__}; they are a list")
         out = []
         for j, call in enumerate(calls):
-            at = f"tool call {j} of {where}"
+            at = f"{where}.tool_calls[{j}]"
             inner = call.get("function", call) if isinstance(call, Mapping) else call
             if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
                 raise PromptError(f"{at} has no name; it is {{'function': {{'name', 'arguments'}}}}")
@@ -184,6 +188,10 @@ class MessageReader:
                 raise PromptError(f"the arguments of {at} are a {type(arguments).__name__}; pass an object or its JSON text")
             out.append({"type": "function", "function": {"name": self._guard.text(inner["name"]), "arguments": arguments}})
         return out
+
+
+def _is_empty_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not value
 
 
 def _string(value: Any, what: str) -> str:
@@ -204,7 +212,7 @@ def _read_part(part: Any, where: str) -> tuple[Literal["text", "image", "video"]
         if present != ["text"]:
             raise PromptError(f"{where} is of type {declared!r} and has {', '.join(present) or 'no text'}; give it 'text'")
         return "text", _string(part["text"], f"the text of {where}"), {}
-    if declared not in _MEDIA_KEYS:
+    if not isinstance(declared, str) or declared not in _MEDIA_KEYS:
         raise PromptError(f"{where} is of the unknown type {declared!r}; the types are text, {', '.join(_MEDIA_KEYS)}")
     kind = _MEDIA_KEYS[declared]
     others = [key for key in present if _MEDIA_KEYS.get(key) != kind]
@@ -237,7 +245,7 @@ def split_media(messages: Seq[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
         if isinstance(copy.get("content"), list | tuple):
             parts: list[dict[str, Any]] = []
             for j, part in enumerate(copy["content"]):
-                kind, value, options = _read_part(part, f"part {j} of message {i}")
+                kind, value, options = _read_part(part, f"messages[{i}].content[{j}]")
                 if kind == "text":
                     parts.append({"type": "text", "text": value})
                 else:
@@ -249,30 +257,33 @@ def split_media(messages: Seq[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
 
 
 def read_tools(tools: Seq[Mapping[str, Any]] | None, guard: Guard) -> list[dict[str, Any]] | None:
+    """Check tool definitions and copy them with everything in them hidden."""
     if tools is None:
         return None
     if isinstance(tools, str | Mapping) or not all(isinstance(tool, Mapping) for tool in tools):
         raise PromptError("tools are a list of JSON schemas, such as {'type': 'function', 'function': {...}}")
-    return [guard.tree(tool, f"tool {i}") for i, tool in enumerate(tools)]
+    return [guard.tree(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
 
 
-def match_media(kinds: Seq[Kind], media: Seq[MediaInfo], who: str) -> None:
+def match_media(kinds: Seq[Kind], media: Seq[MediaInfo]) -> None:
+    """Require one media of the right kind for every placeholder."""
     given = [info.kind for info in media]
     if len(kinds) != len(given):
-        more = (
-            "add the missing media or remove a placeholder" if len(kinds) > len(given) else "remove media or add a placeholder"
-        )
-        if who.startswith("the template"):
-            more = "it leaves some messages out (a later system message, say); move their pictures and clips to a user message"
-        raise PromptError(f"{who} {_count(kinds)} but {_count(given)} were given; {more}")
+        advice = "add the missing media or remove a placeholder"
+        if len(kinds) < len(given):
+            advice = "remove media or add a placeholder"
+        raise PromptError(f"the messages hold {count_kinds(kinds)}, but {count_kinds(given)} were given; {advice}")
     for i, (kind, other) in enumerate(zip(kinds, given, strict=True), 1):
         if kind != other:
             raise PromptError(f"placeholder {i} of {len(kinds)} is for a {kind} but media {i} is a {other}; mind the order")
     for i, info in enumerate(media, 1):
         if not info.times_s or (info.kind == "image" and len(info.times_s) != 1):
             raise PromptError(f"media {i} ({info.kind}) has {len(info.times_s)} times; an image has one, a video at least one")
+        if not all(map(math.isfinite, info.times_s)):
+            raise PromptError(f"media {i} ({info.kind}) has a time that is not a number of seconds: {info.times_s}")
 
 
-def _count(kinds: Seq[Kind]) -> str:
+def count_kinds(kinds: Seq[Kind]) -> str:
     images = sum(kind == "image" for kind in kinds)
-    return f"{images} image{'s' * (images != 1)} and {len(kinds) - images} video{'s' * (len(kinds) - images != 1)}"
+    videos = len(kinds) - images
+    return f"{images} image{'s' * (images != 1)} and {videos} video{'s' * (videos != 1)}"

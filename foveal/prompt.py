@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from foveal.errors import CheckpointError, PromptError
-from foveal.messages import Guard, MediaInfo, MessageReader, match_media, read_tools
+from foveal.messages import Guard, MediaInfo, MessageReader, count_kinds, match_media, read_tools
 from foveal.sequence import Kind, Segment, TextSegment, VisionSegment
 from foveal.tokenizer import Tokenizer, clean_text
 
@@ -29,6 +29,8 @@ IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 _PADS: dict[str, Kind] = {IMAGE_PAD: "image", VIDEO_PAD: "video"}
 Timestamps = Literal["text", "tokens"]
+Channel = Literal["reasoning", "answer"]
+Piece = tuple[str, int | None]  # a run of text, or an added token and its id
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,19 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         add_vision_id: bool = False,
         timestamps: Timestamps = "text",
-        thinking: bool = True,
+        think: bool = True,
         **options: Any,
     ) -> Prompt:
         """Render messages whose pictures and clips are `media`, in order of appearance.
 
-        `timestamps="tokens"` writes one learnable token a frame instead of text. `thinking=False` closes a thought that the
-        template opens. `options` are further variables of this template; one it does not read is an error. Raise PromptError
-        for messages that are malformed, or that do not match the media.
+        `timestamps="tokens"` writes one learnable token a frame instead of text. `think=False` closes at once a thought that
+        the template opens. `options` are further variables of this template, such as enable_thinking. Raise PromptError for
+        messages that are malformed or do not match the media, and for options the template does not read.
         """
         if timestamps not in ("text", "tokens"):
             raise PromptError(f"timestamps are written as 'text' or as 'tokens', not {timestamps!r}")
         clean, declared = MessageReader(self._guard).read(messages)
-        match_media(declared, media, "the messages hold")
+        match_media(declared, media)
         source = self.sources.get("tool_use" if tools else "default") or self.sources.get("default")
         if source is None:
             raise CheckpointError(f"the checkpoint has the chat templates {', '.join(self.sources)} but none named 'default'")
@@ -127,50 +129,67 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
             add_vision_id=add_vision_id,
             **self._variables,
-            **self._read_options(options, source),
+            **self._read_options(options, source, needed={"tools": bool(tools), "add_vision_id": add_vision_id}),
         )
         pieces = list(self.tokenizer.split_template(rendered))
         opens = add_generation_prompt and _ends_in_thought(pieces)
-        if opens and not thinking:
+        if opens and not think:
             rendered += "\n</think>\n\n"
             pieces = list(self.tokenizer.split_template(rendered))
-        match_media([_PADS[text] for text, index in pieces if index is not None and text in _PADS], media, "the template wrote")
+        self._check_placeholders(pieces, declared)
         segments = self._lay_out(pieces, media, timestamps)
-        return Prompt(tuple(segments), self._guard.show(rendered), opens and thinking)
+        return Prompt(tuple(segments), self._guard.show(rendered), opens and think)
 
-    def _read_options(self, options: Mapping[str, Any], source: str) -> dict[str, Any]:
-        known = _variables_of(source) - {"messages", "tools", "raise_exception", "strftime_now", *self._variables}
-        for name in options:
-            if name not in known:
-                raise PromptError(
-                    f"this chat template does not read {name!r}; it reads {', '.join(sorted(known)) or 'no options'}"
-                )
+    def _check_placeholders(self, pieces: Seq[Piece], declared: Seq[Kind]) -> None:
+        """Require that the template wrote what the messages hold."""
+        wrote = [_PADS[text] for text, index in pieces if index is not None and text in _PADS]
+        if wrote == list(declared):
+            return
+        for pad, kind in _PADS.items():
+            if kind in declared and pad not in self.tokenizer.added:
+                raise CheckpointError(f"{self.tokenizer.name} has no token {pad}, which every {kind} needs")
+        raise PromptError(
+            f"the messages hold {count_kinds(declared)}, but the chat template wrote {count_kinds(wrote)}; it leaves some "
+            "messages out (those of a system message, say): move their pictures and clips to a user message"
+        )
+
+    def _read_options(self, options: Mapping[str, Any], source: str, needed: Mapping[str, bool]) -> dict[str, Any]:
+        """Check that the template reads the options, and hide what is in them."""
+        reads = _variables_of(source)
+        known = sorted(reads - {"messages", "tools", "add_generation_prompt", "add_vision_id", *self._variables})
+        for name in [*options, *(name for name, is_needed in needed.items() if is_needed)]:
+            if name not in reads or (name in options and name not in known):
+                raise PromptError(f"this chat template does not read {name!r}; its options are: {', '.join(known) or 'none'}")
         return {name: self._guard.tree(value, f"the option {name!r}") for name, value in options.items()}
 
-    def _lay_out(self, pieces: Seq[tuple[str, int | None]], media: Seq[MediaInfo], timestamps: Timestamps) -> list[Segment]:
+    def _lay_out(self, pieces: Seq[Piece], media: Seq[MediaInfo], timestamps: Timestamps) -> list[Segment]:
         """Turn the template's placeholders into frames and everything else into token ids."""
         out = _Writer(self.tokenizer)
-        used = 0
-        tokens = [text if index is not None else "" for text, index in pieces]
-        for i, (text, index) in enumerate(pieces):
-            wrapped = tokens[i - 1 : i + 2] == [VISION_START, VIDEO_PAD, VISION_END]
+        tokens = [text if index is not None else None for text, index in pieces]
+        used = i = 0
+        while i < len(pieces):
+            text, index = pieces[i]
+            # The released layout has no outer pair around a clip (transformers 4.57): every frame brings its own.
+            wrapped = tokens[i : i + 3] == [VISION_START, VIDEO_PAD, VISION_END]
             if index is None:
                 out.text(self._guard.show(text))
+            elif wrapped or text == VIDEO_PAD:
+                self._write_clip(out, used, media[used].times_s, timestamps)
+                used += 1
             elif text == IMAGE_PAD:
                 out.vision(used, 0)
                 used += 1
-            elif text == VIDEO_PAD:
-                if wrapped:  # the released layout has no outer pair: every frame brings its own
-                    out.drop_token()
-                for frame, seconds in enumerate(media[used].times_s):
-                    self._write_time(out, seconds, timestamps)
-                    out.token(self.tokenizer.token_id(VISION_START))
-                    out.vision(used, frame)
-                    out.token(self.tokenizer.token_id(VISION_END))
-                used += 1
-            elif text != VISION_END or tokens[i - 2 : i + 1] != [VISION_START, VIDEO_PAD, VISION_END]:
+            else:
                 out.token(index)
+            i += 3 if wrapped else 1
         return out.finish()
+
+    def _write_clip(self, out: _Writer, media: int, times_s: Seq[float], timestamps: Timestamps) -> None:
+        for frame, seconds in enumerate(times_s):
+            self._write_time(out, seconds, timestamps)
+            out.token(self.tokenizer.token_id(VISION_START))
+            out.vision(media, frame)
+            out.token(self.tokenizer.token_id(VISION_END))
 
     def _write_time(self, out: _Writer, seconds: float, timestamps: Timestamps) -> None:
         if timestamps == "text":
@@ -202,9 +221,6 @@ class _Writer:
         self._end_run()
         self._ids.append(index)
 
-    def drop_token(self) -> None:
-        self._ids.pop()
-
     def vision(self, media: int, frame: int) -> None:
         self._end_segment()
         self._segments.append(VisionSegment(media, frame))
@@ -225,7 +241,7 @@ class _Writer:
             self._ids = []
 
 
-def _ends_in_thought(pieces: Seq[tuple[str, int | None]]) -> bool:
+def _ends_in_thought(pieces: Seq[Piece]) -> bool:
     while pieces and pieces[-1][1] is None and not pieces[-1][0].strip():
         pieces = pieces[:-1]
     return bool(pieces) and pieces[-1][0] == "<think>" and pieces[-1][1] is not None
@@ -248,7 +264,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return data
 
 
-def _run(source: str, **values: Any) -> str:
+def _run(source: str, /, **values: Any) -> str:
     template = _compile(source)
     try:
         return template.render(**values)
@@ -285,7 +301,8 @@ def _environment() -> jinja2.Environment:
 def _variables_of(source: str) -> frozenset[str]:
     from jinja2 import meta
 
-    return frozenset(meta.find_undeclared_variables(_environment().parse(clean_text(source))))
+    environment = _environment()
+    return frozenset(meta.find_undeclared_variables(environment.parse(clean_text(source)))) - environment.globals.keys()
 
 
 def _tojson(
@@ -300,16 +317,89 @@ def _raise_exception(message: str) -> None:
     raise PromptError(f"the chat template refused these messages: {message}")
 
 
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
 def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
     """Split a reply into its reasoning (None if there is none) and its answer.
 
     A reply that holds only `</think>` began inside the thought, as those of Thinking models do. Without any tag, `opened` (see
     `Prompt.opens_thinking`) tells an unfinished thought from a plain answer.
     """
-    before, closed, answer = text.partition("</think>")
-    head, start, rest = before.partition("<think>")
+    before, closed, answer = text.partition(_CLOSE)
+    head, start, rest = before.partition(_OPEN)
     if start and not head.strip():
         before, opened = rest, True
     if not closed and not opened:
         return None, text
     return before.strip("\n"), answer.lstrip("\n")
+
+
+class ThinkingStream:
+    """Split a reply as it arrives; the pieces of each channel, joined, equal `split_thinking` of the whole.
+
+    Only one case differs: where the prompt did not open a thought and the reply closes one it never opened, what came before
+    has been passed on as the answer already, and so is the tag.
+    """
+
+    def __init__(self, opened: bool = False) -> None:
+        self._opened = opened
+        self._channel: Channel | None = None  # undecided until the reply has shown whether it starts with <think>
+        self._held = ""
+        self._at_start = True  # line ends around a thought belong to neither channel
+
+    def push(self, text: str) -> list[tuple[Channel, str]]:
+        """Return what can be told of the reply after `text`, as (channel, text) with no empty texts."""
+        self._held += text
+        out: list[tuple[Channel, str]] = []
+        if self._channel is None and not self._decide():
+            return out
+        if self._channel == "reasoning":
+            thought, closed, rest = self._held.partition(_CLOSE)
+            if closed:
+                self._emit(out, thought.rstrip("\n"))
+                self._channel, self._held, self._at_start = "answer", rest, True
+            else:
+                keep = _could_close(self._held)
+                thought, self._held = self._held[:keep], self._held[keep:]
+                self._emit(out, thought)
+        if self._channel == "answer":
+            answer, self._held = self._held, ""
+            self._emit(out, answer)
+        return out
+
+    def flush(self) -> list[tuple[Channel, str]]:
+        """Return what was held back; the reply has ended."""
+        out: list[tuple[Channel, str]] = []
+        if self._channel is None:
+            self._settle()
+        rest, self._held = self._held, ""
+        self._emit(out, rest.rstrip("\n") if self._channel == "reasoning" else rest)
+        return out
+
+    def _decide(self) -> bool:
+        start = self._held.lstrip()
+        if start.startswith(_OPEN):
+            self._channel, self._held = "reasoning", start[len(_OPEN) :]
+        elif _OPEN.startswith(start):
+            return False
+        else:
+            self._settle()
+        return True
+
+    def _settle(self) -> None:
+        self._channel = "reasoning" if self._opened else "answer"
+        self._at_start = self._opened
+
+    def _emit(self, out: list[tuple[Channel, str]], text: str) -> None:
+        if self._at_start:
+            text = text.lstrip("\n")
+        if text and self._channel is not None:
+            self._at_start = False
+            out.append((self._channel, text))
+
+
+def _could_close(text: str) -> int:
+    """Return where a tail begins that may turn out to be the end of a thought: line ends and the start of a closing tag."""
+    at = next(len(text) - k for k in range(len(_CLOSE) - 1, -1, -1) if text.endswith(_CLOSE[:k]))
+    return len(text[:at].rstrip("\n"))

@@ -211,13 +211,13 @@ def _check_grids(grids: Seq[Seq[Grid]], kinds: Seq[Kind], merge: int) -> None:
         raise PromptError(f"{len(grids)} media have grids but {len(kinds)} have a kind; every media needs both")
     for media, (frames, kind) in enumerate(zip(grids, kinds, strict=True)):
         if kind not in ("image", "video"):
-            raise PromptError(f"media {media} is of kind {kind!r}; a media is an image or a video")
+            raise PromptError(f"media {media + 1} is of kind {kind!r}; a media is an image or a video")
         if not frames or (kind == "image" and len(frames) != 1):
-            raise PromptError(f"media {media} ({kind}) has {len(frames)} grids; an image has one, a video at least one")
+            raise PromptError(f"media {media + 1} ({kind}) has {len(frames)} grids; an image has one, a video at least one")
         for height, width in frames:
             if height < merge or width < merge or height % merge or width % merge:
                 raise PromptError(
-                    f"media {media} has a grid of {height}x{width} patches; both sides must be multiples of {merge}"
+                    f"media {media + 1} has a grid of {height}x{width} patches; both sides must be multiples of {merge}"
                 )
 
 
@@ -231,14 +231,14 @@ def _check_frames(vision: Seq[VisionSegment], grids: Seq[Seq[Grid]]) -> None:
         if segment.frame != expected or expected >= len(grids[segment.media]):
             total = len(grids[segment.media])
             raise PromptError(
-                f"media {segment.media} has {total} frames, each used once and in order; found frame {segment.frame} "
-                f"where " + (f"frame {expected} belongs" if expected < total else "all are used already")
+                f"media {segment.media + 1} has {total} frames, each used once and in order; found frame {segment.frame + 1} "
+                + (f"where frame {expected + 1} belongs" if expected < total else "after the last")
             )
         seen[segment.media] += 1
     for media, frames in enumerate(grids):
         if seen[media] != len(frames):
             raise PromptError(
-                f"media {media} has {len(frames)} frames but the prompt uses {seen[media]} of them; "
+                f"media {media + 1} has {len(frames)} frames but the prompt uses {seen[media]} of them; "
                 "add the missing placeholders or remove the media"
             )
 
@@ -250,7 +250,7 @@ def _first_rows(vision: Seq[VisionSegment], grids: Seq[Seq[Grid]], merge: int) -
         height, width = (side // merge for side in grids[segment.media][segment.frame])
         if segment.tokens is not None:
             outside = [at for at in segment.tokens if not (0 <= at[0] < height and 0 <= at[1] < width)]
-            where = f"media {segment.media} frame {segment.frame}"
+            where = f"media {segment.media + 1}, frame {segment.frame + 1},"
             if outside:
                 raise PromptError(f"{where} keeps token {outside[0]}, outside its grid of {height}x{width} tokens")
             if len(set(segment.tokens)) != len(segment.tokens):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ def _byte_of_symbol() -> dict[str, int]:
 _BYTE_OF_SYMBOL = _byte_of_symbol()
 
 
+_BPE_SETTINGS = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
+
+
 class Tokenizer:
     """Encode and decode with a byte-level BPE read from the contents of a tokenizer.json.
 
@@ -56,16 +67,16 @@ class Tokenizer:
                 f"{name} describes a {model.get('type')} model with decoder {_decoder_types(spec.get('decoder'))}; "
                 "foveal reads byte-level BPE tokenizers"
             )
-        tokens = spec.get("added_tokens") or []
+        tokens = [token for token in spec.get("added_tokens") or [] if token["content"]]
         self.added: dict[str, int] = {token["content"]: token["id"] for token in tokens}
         self.special_ids = frozenset(token["id"] for token in tokens if token["special"])
         self._added_text = {index: content for content, index in self.added.items()}
         self._split = _splitter(tokens)
         try:
-            self._plain = tokenizers.Tokenizer.from_str(json.dumps(_without_added(spec, set(self.added)), ensure_ascii=False))
+            self._plain = _plain_tokenizer(spec, self.added.keys())
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{name} cannot be loaded: {error}") from error
-        self.vocab_size = 1 + max([*self.added.values(), *self._plain.get_vocab(with_added_tokens=False).values()], default=-1)
+        self.vocab_size = 1 + max([*self.added.values(), *model["vocab"].values()], default=-1)
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -126,8 +137,12 @@ class Tokenizer:
     def _lookup_bytes(self, index: int) -> bytes:
         if index in self._added_text:
             return self._added_text[index].encode()
-        symbols = self._plain.id_to_token(index) if index >= 0 else None
-        return bytes(_BYTE_OF_SYMBOL[symbol] for symbol in symbols) if symbols else b""
+        symbols = self._plain.id_to_token(index) if 0 <= index < self.vocab_size else None
+        if not symbols:
+            return b""
+        # An entry that is not spelt in the byte-level alphabet stands for its own text, as in the reference's decoder.
+        known = all(symbol in _BYTE_OF_SYMBOL for symbol in symbols)
+        return bytes(_BYTE_OF_SYMBOL[symbol] for symbol in symbols) if known else symbols.encode()
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -162,15 +177,19 @@ def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
     return [decoder["type"]]
 
 
-def _without_added(spec: dict[str, Any], added: set[str]) -> dict[str, Any]:
-    """Return the tokenizer with nothing left in it that could produce an added token from text."""
+def _plain_tokenizer(spec: dict[str, Any], added: Collection[str]) -> tokenizers.Tokenizer:
+    """Build the tokenizer without added tokens, and with nothing left in its model that could produce one from text."""
     model = spec["model"]
-    vocab = {token: index for token, index in model["vocab"].items() if token not in added}
-    merges = model["merges"]
-    if len(vocab) != len(model["vocab"]):
-        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
-        merges = [pair for pair in pairs if "".join(pair) not in added]
-    return spec | {"added_tokens": [], "post_processor": None, "model": model | {"vocab": vocab, "merges": merges}}
+    vocab, merges = model["vocab"], [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    if any(token in vocab for token in added):
+        vocab = {token: index for token, index in vocab.items() if token not in added}
+        merges = [pair for pair in merges if "".join(pair) not in added]
+    # Everything but the model is read from JSON; handing the large vocabulary over as Python values is twice as fast.
+    shell = {**spec, "added_tokens": [], "post_processor": None, "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    plain = tokenizers.Tokenizer.from_str(json.dumps(shell))
+    settings = {name: model[name] for name in _BPE_SETTINGS if model.get(name)}
+    plain.model = tokenizers.models.BPE(vocab, merges, **settings)
+    return plain
 
 
 def _splitter(tokens: list[dict[str, Any]]) -> re.Pattern[str]:
