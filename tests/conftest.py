@@ -1,4 +1,4 @@
-"""One setting for all tests: few threads, so that they share a small machine, and the same seed before every test."""
+"""One setting for all tests: few threads, so that they share a small machine, and the same random numbers every time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(2)
+settings.register_profile("foveal", deadline=None, derandomize=True, database=None)
+settings.load_profile("foveal")
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ def test_nothing_to_encode() -> None:
 def test_position_weights_sum_to_one_and_corners_align() -> None:
     batch = PatchBatch.pack(_media("picture"), VISION)
     assert torch.allclose(batch.position_weight.sum(dim=1), torch.ones(len(batch.position_weight)))
-    assert 0 <= int(batch.position_index.min()) and int(batch.position_index.max()) < VISION.num_position_embeddings
+    assert int(batch.position_index.min()) >= 0 and int(batch.position_index.max()) < VISION.num_position_embeddings
     corners = {tuple(rc): i for i, rc in enumerate(batch.rows_columns.tolist())}
     side = VISION.position_side
     for place, entry in (((0, 0), 0), ((0, 9), side - 1), ((5, 0), side * (side - 1)), ((5, 9), side * side - 1)):

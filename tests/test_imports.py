@@ -15,19 +15,19 @@ ROOT = Path(foveal.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # Each part and what it may import of foveal, itself aside. A part that is missing here may not exist.
-HOST = {"errors", "config", "media", "patches", "tokenizer", "messages", "prompt", "sequence"}
+HOST = {"errors", "config", "media", "patches", "tokenizer", "messages", "prompt", "thinking", "sequence"}
 SPINE = HOST | {"batch", "model", "sampler", "kernels"}
 MAY = {
     "errors": set(),
     "config": {"errors"},
-    **dict.fromkeys(["media", "patches", "tokenizer", "messages", "prompt", "sequence"], HOST),
+    **dict.fromkeys(["media", "patches", "tokenizer", "messages", "prompt", "thinking", "sequence"], HOST),
     "processor": HOST,
     "cost": HOST,
     "world": HOST,
     "kernels": HOST,
     "batch": HOST,
     "sampler": HOST,
-    "model": SPINE - {"sampler", "tokenizer", "messages", "prompt", "media"},
+    "model": SPINE - {"sampler", "tokenizer", "messages", "prompt", "thinking", "media"},
     "relevance": HOST | {"batch"},
     "generate": SPINE | {"processor", "relevance", "cost"},
     "engine": SPINE | {"processor", "relevance", "cost", "generate"},

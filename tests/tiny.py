@@ -62,6 +62,15 @@ CONFIGS: dict[str, ModelConfig] = {
         ),
         tied=False,
     ),
+    # The head widths, axes, table and patch of the released 8B, on narrow layers.
+    "released-heads": _model(
+        _vision(hidden_size=144, num_heads=2, patch_size=16, num_position_embeddings=2304, out_hidden_size=64, taps=(1, 2, 4)),
+        _text(
+            hidden_size=64, num_attention_heads=4, head_dim=128, max_position_embeddings=262144,
+            rope=RopeConfig(theta=5e6, mrope_section=(24, 20, 20)),
+        ),
+        tied=False,
+    ),
     "moe": _model(
         _vision(),
         _text(num_attention_heads=4, num_key_value_heads=4, moe=MoeConfig(8, 3, 24)),
