@@ -1,1 +1,1 @@
-"""Training: data, loss, optimiser, loop, and the tokenizer of small models."""
+"""Training on the project's own model: data, loss, optimiser, loop, checkpoints. `python -m foveal.train` runs the recipe."""

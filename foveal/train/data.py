@@ -1,0 +1,213 @@
+"""World items to training examples, through the same prompt, patches and sequence code that answers questions."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import queue
+from collections.abc import Iterator, Sequence as SequenceOf
+from dataclasses import dataclass, field, replace
+from multiprocessing.sharedctypes import SynchronizedArray
+from typing import Any
+
+import numpy as np
+
+from foveal.config import ModelConfig
+from foveal.media.values import Frames
+from foveal.messages import MediaInfo
+from foveal.patches import Budget, Patches, patchify
+from foveal.prompt import ChatTemplate
+from foveal.sequence import Sequence, build
+from foveal.tokenizer import Tokenizer
+from foveal.world import CLIP_KINDS, PICTURE_KINDS, QUESTION_KINDS, Difficulty, Item, cell_labels, clip_item, picture_item
+
+IGNORE = -100
+NO_BOX = -1.0
+
+
+@dataclass(frozen=True)
+class CellTargets:
+    """Dense targets of an example's vision tokens.
+
+    classes: (V, merge*merge, 3) int64, kind, colour and character of every patch of a token;
+    boxes: (V, 4) float32, x1 y1 x2 y2 in 0..1 of the thing that covers most of the token, NO_BOX where there is none.
+    """
+
+    classes: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation about one picture or clip.
+
+    labels: (T,) the id each row must predict, IGNORE elsewhere; turns: (T,) the number of the question a labelled row
+    answers, -1 elsewhere; kinds: the kind of every question, an index into QUESTION_KINDS.
+    """
+
+    sequence: Sequence
+    labels: np.ndarray
+    turns: np.ndarray
+    kinds: tuple[int, ...]
+    patches: Patches
+    cells: CellTargets
+
+
+class ExampleMaker:
+    """Turns an Item into an Example with a checkpoint's own tokenizer, template and budget."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate, budget: Budget) -> None:
+        self.config, self.tokenizer, self.template, self.budget = config, tokenizer, template, budget
+        self._start = tokenizer.token_id("<|im_start|>")
+        self._end = tokenizer.token_id("<|im_end|>")
+        self._assistant = tokenizer.encode_text("assistant\n")
+
+    def __call__(self, item: Item) -> Example:
+        height, width = item.pixels.shape[1:3]
+        frames = Frames(item.pixels, item.times_s, item.kind, (height, width), "world")
+        patches = patchify(frames, self.config.vision, self.budget)
+        messages: list[dict[str, Any]] = []
+        for i, question in enumerate(item.questions):
+            parts: list[dict[str, Any]] = [{"type": item.kind}] if i == 0 else []
+            messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question.question}]})
+            messages.append({"role": "assistant", "content": question.answer})
+        media = [MediaInfo(item.kind, patches.times_s)]
+        prompt = self.template.render(messages, media=media, add_generation_prompt=False)
+        sequence = build(
+            prompt.segments, [patches.grids], kinds=[item.kind], merge=patches.merge,
+            image_token_id=self.config.image_token_id, video_token_id=self.config.video_token_id,
+        )  # fmt: skip
+        labels, turns = self.label(sequence.token_ids)
+        kinds = tuple(QUESTION_KINDS.index(q.kind) for q in item.questions)
+        return Example(sequence, labels, turns, kinds, patches, _cell_targets(item, patches, self.config))
+
+    def label(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Label what the assistant says and its end mark, found by the chat markers, which no text can imitate."""
+        labels = np.full(len(ids), IGNORE, np.int64)
+        turns = np.full(len(ids), -1, np.int64)
+        head = np.array([self._start, *self._assistant])
+        turn = 0
+        for start in np.flatnonzero(ids == self._start):
+            if not np.array_equal(ids[start : start + len(head)], head):
+                continue
+            first = start + len(head)
+            last = first + int(np.flatnonzero(ids[first:] == self._end)[0])
+            labels[first - 1 : last] = ids[first : last + 1]
+            turns[first - 1 : last] = turn
+            turn += 1
+        return labels, turns
+
+
+def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTargets:
+    vision = config.vision
+    per = 1 if item.kind == "image" else vision.temporal_patch_size
+    block = vision.spatial_merge_size**2
+    classes = np.zeros((len(patches.pixels), 3), np.int64)
+    boxes = np.full((len(patches.pixels) // block, 4), NO_BOX, np.float32)
+    tokens = patches.coords[::block]
+    for t, (rows, columns) in enumerate(patches.grids):
+        size = rows * vision.patch_size, columns * vision.patch_size
+        # A frame pair is named after its last frame: what has appeared by then counts.
+        frame = min(t * per + per - 1, len(item.pixels) - 1)
+        found = cell_labels(item, size, cell=vision.patch_size, frame=frame)
+        mine = patches.coords[:, 0] == t
+        at = patches.coords[mine, 1], patches.coords[mine, 2]
+        classes[mine] = np.stack([found.kind[at], found.colour[at], found.char[at]], axis=1)
+        here = tokens[:, 0] == t
+        boxes[here] = _token_boxes(item.object_map[frame], tokens[here, 1:] // vision.spatial_merge_size, size, vision.factor)
+    return CellTargets(classes.reshape(-1, block, 3), boxes)
+
+
+def _token_boxes(objects: np.ndarray, at: np.ndarray, size: tuple[int, int], factor: int) -> np.ndarray:
+    """Find, for tokens at (n, 2) rows and columns, the box of the thing seen most often in each. Return (n, 4) in 0..1."""
+    height, width = objects.shape
+    ends = np.full((int(objects.max()) + 2, 4), NO_BOX, np.float32)
+    for i in range(int(objects.max()) + 1):
+        ys, xs = np.nonzero(objects == i)
+        if len(ys):
+            ends[i] = xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height
+    points = 4
+    step = (np.arange(points) + 0.5) * factor / points
+    ys = ((at[:, :1] * factor + step) * height / size[0]).astype(int)
+    xs = ((at[:, 1:] * factor + step) * width / size[1]).astype(int)
+    seen = objects[ys[:, :, None], xs[:, None, :]].reshape(len(at), -1).astype(np.int64)
+    counts = np.stack([(seen == i).sum(axis=1) for i in range(int(objects.max()) + 1)], axis=1) if objects.max() >= 0 else None
+    if counts is None:
+        return np.full((len(at), 4), NO_BOX, np.float32)
+    winner = np.where(counts.max(axis=1) > 0, counts.argmax(axis=1), len(ends) - 1)
+    return ends[winner]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a stretch of training is fed: pictures of `difficulty`, and a share of clips."""
+
+    difficulty: Difficulty
+    clip_share: float = 0.0
+
+
+@dataclass
+class Feed:
+    """Makes batches of examples in a background process, seeds in order, kinds asked in proportion to shared weights.
+
+    The process starts at `seed`; after a resume it continues there. Closing ends it.
+    """
+
+    maker: ExampleMaker
+    batch_size: int
+    seed: int
+    mix: Mix
+    kind_weights: list[float] = field(default_factory=lambda: [1.0] * len(QUESTION_KINDS))
+
+    def __post_init__(self) -> None:
+        context = mp.get_context("fork")
+        self._weights: SynchronizedArray[float] = context.Array("d", self.kind_weights)
+        self._queue: mp.Queue[Any] = context.Queue(maxsize=4)
+        self._process = context.Process(target=self._produce, daemon=True)
+        self._process.start()
+
+    def _produce(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        seed = self.seed
+        try:
+            while True:
+                batch = []
+                weights = dict(zip(QUESTION_KINDS, self._weights[:], strict=True))
+                for _ in range(self.batch_size):
+                    batch.append(self.maker(make_item(seed, self.mix, weights)))
+                    seed += 1
+                self._queue.put(batch)
+        except KeyboardInterrupt:
+            pass  # the trainer says what happened
+        except Exception as e:
+            self._queue.put(e)
+
+    def weigh(self, weights: SequenceOf[float]) -> None:
+        """Change how often each kind is asked, for batches not yet made."""
+        self._weights[:] = list(weights)
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        while True:
+            try:
+                batch = self._queue.get(timeout=60)
+            except queue.Empty:
+                if self._process.is_alive():
+                    continue
+                raise RuntimeError(f"the data process ended with exit code {self._process.exitcode}") from None
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def make_item(seed: int, mix: Mix, weights: dict[str, float], split: str = "train") -> Item:
+    """Make the item of a seed under a mix; a share of the seeds are clips."""
+    rng = np.random.default_rng([seed, 77])
+    clip = rng.random() < mix.clip_share
+    kinds = CLIP_KINDS if clip else PICTURE_KINDS
+    level = replace(mix.difficulty, questions=tuple((kind, weights[kind]) for kind in kinds))
+    return clip_item(seed, level, split) if clip else picture_item(seed, level, split)

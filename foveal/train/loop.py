@@ -1,0 +1,198 @@
+"""The training loop: packed batches, dense and answer losses, resume, metrics as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.batch import Batch, PatchBatch
+from foveal.model import Qwen3VL
+from foveal.train import checkpoint
+from foveal.train.data import IGNORE, Example, ExampleMaker, Feed, Mix
+from foveal.train.dense import DenseHeads
+from foveal.train.optimiser import MasterAdamW, cosine
+from foveal.world import CHAR_CLASSES, COLOUR_CLASSES, KIND_CLASSES, QUESTION_KINDS
+
+# Kinds that cost many answer tokens, or that no other kind builds on, are asked less.
+EMPHASIS = {"read_word": 0.3, "icon": 0.5, "vanish_time": 0.4, "moves": 0.4, "clip_count": 0.4, "clip_colour": 0.5, "timeline": 0.5}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is fed and learned until a share `until` of all steps: 0 answers means the vision encoder alone."""
+
+    until: float
+    mix: Mix
+    answers: float
+    dense: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run's result, with the stages."""
+
+    steps: int
+    batch_size: int = 16
+    lr: float = 1.5e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    warmup: int = 100
+    seed: int = 1
+    save_every: int = 250
+    log_every: int = 20
+
+
+class Trainer:
+    """Trains a model in place. `folder` holds the checkpoint and metrics.jsonl; an existing checkpoint is resumed."""
+
+    def __init__(
+        self, model: Qwen3VL, maker: ExampleMaker, settings: Settings, stages: Sequence[Stage], folder: Path,
+        on_save: Callable[[Trainer], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.maker, self.settings, self.stages, self.folder = model, maker, settings, stages, folder
+        self.on_save = on_save
+        vision = model.config.vision
+        classes = [len(KIND_CLASSES), len(COLOUR_CLASSES), len(CHAR_CLASSES)]
+        torch.manual_seed(settings.seed)
+        self.heads = DenseHeads(model.config.text.hidden_size, 1 + len(vision.taps), vision.spatial_merge_size**2, classes)
+        named = [*model.named_parameters(), *((f"dense.{k}", p) for k, p in self.heads.named_parameters())]
+        self.optimiser = MasterAdamW(
+            named, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas, clip=settings.clip
+        )
+        self.step, self.next_seed, self.elapsed_s = 0, 0, 0.0
+        self.accuracy = dict.fromkeys(QUESTION_KINDS, 0.0)  # teacher-forced, whole answers, decayed mean
+        if (folder / checkpoint.FILE).is_file():
+            tensors, state = checkpoint.load(folder)
+            self.optimiser.restore(tensors)
+            self.step, self.next_seed, self.elapsed_s = state["step"], state["next_seed"], state["elapsed_s"]
+            self.accuracy |= state["accuracy"]
+
+    def stage(self) -> Stage:
+        """Return the stage the next step belongs to."""
+        share = self.step / self.settings.steps
+        return next((s for s in self.stages if share < s.until), self.stages[-1])
+
+    def run(self) -> None:
+        """Train to the last step, or until interrupted; either way the state is saved."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        feed, stage, sums = None, None, _Means()
+        try:
+            while self.step < self.settings.steps:
+                if self.stage() is not stage:
+                    stage = self.stage()
+                    if feed is not None:
+                        feed.close()
+                    feed = Feed(self.maker, self.settings.batch_size, self.next_seed, stage.mix, self._weights())
+                    batches = iter(feed)
+                started = time.perf_counter()
+                examples = next(batches)
+                waited = time.perf_counter() - started
+                metrics = self._train_step(examples, stage)
+                self.elapsed_s += time.perf_counter() - started
+                self.step += 1
+                self.next_seed += len(examples)
+                sums.add(metrics | {"wait_s": waited, "step_s": time.perf_counter() - started})
+                if self.step % self.settings.log_every == 0:
+                    self._log(sums.take(), stage)
+                    feed.weigh(self._weights())
+                if self.step % self.settings.save_every == 0:
+                    self.save()
+        finally:
+            if feed is not None:
+                feed.close()
+            self.save()
+
+    def save(self) -> None:
+        """Write the resumable state, then let the caller export weights."""
+        state = {
+            "step": self.step, "next_seed": self.next_seed, "elapsed_s": self.elapsed_s, "accuracy": self.accuracy,
+            "settings": asdict(self.settings),
+        }  # fmt: skip
+        checkpoint.save(self.folder, self.optimiser.tensors(), state)
+        if self.on_save is not None:
+            self.on_save(self)
+
+    def master_weights(self) -> dict[str, Tensor]:
+        """Return the model's float32 weights by name."""
+        return {name: w for name, w in self.optimiser.masters.items() if not name.startswith("dense.")}
+
+    def _weights(self) -> list[float]:
+        """Ask most about what is answered worst."""
+        return [(0.15 + (1.0 - self.accuracy[kind])) * EMPHASIS.get(kind, 1.0) for kind in QUESTION_KINDS]
+
+    def _train_step(self, examples: list[Example], stage: Stage) -> dict[str, float]:
+        vision = self.model.encode(PatchBatch.pack([e.patches for e in examples], self.model.config.vision))
+        loss = torch.zeros(())
+        metrics: dict[str, float] = {}
+        if stage.dense:
+            dense, metrics = self.heads(vision, [e.cells for e in examples])
+            loss = loss + stage.dense * dense
+            metrics["dense"] = dense.item()
+        if stage.answers:
+            labels = torch.from_numpy(np.concatenate([e.labels for e in examples]))
+            rows = (labels != IGNORE).nonzero().flatten()
+            batch = Batch.pack([e.sequence for e in examples], vision).with_output(rows)
+            logits = self.model(batch).float()
+            each = F.cross_entropy(logits, labels[rows], reduction="none")
+            answers = each.mean()
+            loss = loss + stage.answers * answers
+            metrics["loss"] = answers.item()
+            self._count(examples, rows, logits.detach().argmax(-1) == labels[rows])
+        loss.backward()
+        scale = cosine(self.step, self.settings.steps, self.settings.warmup)
+        metrics["grad_norm"] = self.optimiser.step(scale)
+        return metrics
+
+    def _count(self, examples: list[Example], rows: Tensor, right: Tensor) -> None:
+        """Follow, per kind of question, how many whole answers are predicted right."""
+        first, turns, kinds = 0, [], []
+        for e in examples:
+            turns.append(np.where(e.turns >= 0, e.turns + first, -1))
+            kinds += e.kinds
+            first += len(e.kinds)
+        turn = torch.from_numpy(np.concatenate(turns))[rows]
+        whole = torch.ones(first).scatter_reduce(0, turn, right.float(), "amin").tolist()
+        for kind, value in zip(kinds, whole, strict=True):
+            name = QUESTION_KINDS[kind]
+            self.accuracy[name] = 0.998 * self.accuracy[name] + 0.002 * value
+
+    def _log(self, means: dict[str, float], stage: Stage) -> None:
+        line: dict[str, Any] = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "items": self.next_seed}
+        line |= {key: round(value, 4) for key, value in means.items()}
+        line["items_per_s"] = round(self.settings.batch_size / means["step_s"], 1)
+        if stage.answers:
+            line["accuracy"] = {kind: round(value, 3) for kind, value in self.accuracy.items()}
+        with (self.folder / "metrics.jsonl").open("a") as f:
+            f.write(json.dumps(line) + "\n")
+        if sys.stderr.isatty():
+            done = self.step / self.settings.steps
+            left = (self.settings.steps - self.step) * means["step_s"]
+            print(f"\r{done:6.1%} loss {means.get('loss', means.get('dense', 0)):.3f} "
+                  f"{line['items_per_s']} items/s {left / 60:.0f} min left ", end="", file=sys.stderr)  # fmt: skip
+
+
+class _Means:
+    """Averages metrics between two lines of the log."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, metrics: dict[str, float]) -> None:
+        for key, value in metrics.items():
+            self._values.setdefault(key, []).append(value)
+
+    def take(self) -> dict[str, float]:
+        means = {key: sum(values) / len(values) for key, values in self._values.items()}
+        self._values.clear()
+        return means

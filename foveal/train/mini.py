@@ -1,0 +1,83 @@
+"""The embedded model: its shape, its tokenizer, and the recipe that trains it on the world from random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import tokenizers
+
+from foveal.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
+from foveal.patches import Budget
+from foveal.train.bpe import train_bpe
+from foveal.train.data import Mix
+from foveal.train.loop import Settings, Stage
+from foveal.world import EASY, Difficulty, clip_item, picture_item
+
+VOCABULARY = 1024
+# Pictures of 96 to 288 pixels a side are trained on: 9 to 81 tokens. Larger ones are brought down to what was seen.
+BUDGET = Budget(image=(9, 100), clip=(8, 400))
+
+
+def tokenizer_texts(items: int = 3000) -> Iterator[str]:
+    """Yield what the tokenizer is trained on: questions, answers and timestamps of the world's train split."""
+    for seed in range(items):
+        for item in (picture_item(seed, Difficulty()), clip_item(seed, Difficulty())):
+            for question in item.questions:
+                yield question.question
+                yield question.answer
+    for tenth in range(0, 320):
+        yield f"<{tenth / 10:.1f} seconds>"
+    yield from ("system\n", "user\n", "assistant\n") * 200
+
+
+def train_tokenizer() -> tokenizers.Tokenizer:
+    """Train the embedded model's byte-level BPE, with all special tokens of the released models at its end."""
+    return train_bpe(tokenizer_texts(), VOCABULARY)
+
+
+def config(tokenizer: tokenizers.Tokenizer) -> ModelConfig:
+    """Return the embedded model's shape: 11.6 M weights in the released geometry, three taps, interleaved M-RoPE."""
+    vision = VisionConfig(
+        depth=8, hidden_size=192, num_heads=4, intermediate_size=768, patch_size=16, temporal_patch_size=2,
+        spatial_merge_size=2, in_channels=3, num_position_embeddings=18 * 18, out_hidden_size=256, taps=(2, 4, 6),
+        tap_layers=(0, 1, 2),
+    )  # fmt: skip
+    text = TextConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=256, intermediate_size=640, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096,
+        rope=RopeConfig(theta=10000.0, mrope_section=(12, 10, 10)),
+    )  # fmt: skip
+    return ModelConfig(
+        vision=vision, text=text, image_token_id=tokenizer.token_to_id("<|image_pad|>"),
+        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
+        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
+        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"), tie_word_embeddings=True, dtype="float16",
+    )  # fmt: skip
+
+
+def stages() -> list[Stage]:
+    """Return the curriculum: learn to see, then small scenes, then ever larger ones, clips among them."""
+    seeing = Difficulty(max_side=224, max_questions=1, families=(("shape", 4.0), ("icon", 2.0), ("number", 2.0), ("word", 2.0)))
+    small = replace(EASY, max_side=128, max_objects=3, families=(("shape", 5.0), ("icon", 2.0), ("number", 2.0), ("word", 1.0)),
+                    text_px=(18, 40), clip_side=(64, 128), clip_frames=(4, 8), clip_objects=(1, 2))  # fmt: skip
+    middle = Difficulty(max_side=192, max_objects=4, text_px=(16, 40), clip_side=(96, 160), clip_frames=(4, 12), clip_objects=(1, 3))
+    return [
+        Stage(0.20, Mix(seeing, 0.1), answers=0.0, dense=1.0),
+        Stage(0.45, Mix(small, 0.25), answers=1.0, dense=0.3),
+        Stage(1.00, Mix(middle, 0.3), answers=1.0, dense=0.15),
+    ]
+
+
+def settings(steps: int) -> Settings:
+    return Settings(steps=steps)
+
+
+def folder_tokenizer(folder: Path) -> Path:
+    """Return where a run keeps its tokenizer, training it first if it is not there."""
+    from foveal.train.bpe import save_tokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        save_tokenizer(train_tokenizer(), folder, model_max_length=4096)
+    return folder / "tokenizer.json"
