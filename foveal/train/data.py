@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from foveal.config import ModelConfig
-from foveal.media.values import Frames
+from foveal.media import Frames
 from foveal.messages import MediaInfo
 from foveal.patches import Budget, Patches, patchify
 from foveal.prompt import ChatTemplate

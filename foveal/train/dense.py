@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foveal.batch import VisionTokens
 from foveal.train.data import NO_BOX, CellTargets
 
-BACKGROUND_WEIGHT = 0.15  # most patches show nothing
+BACKGROUND_WEIGHTS = (0.15, 0.15, 0.03)  # most patches show nothing, and hardly any a character
 
 
 class DenseHeads(nn.Module):
@@ -29,7 +29,7 @@ class DenseHeads(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, out) for _ in range(levels))
         for i, n in enumerate(classes):
             weight = torch.ones(n)
-            weight[0] = BACKGROUND_WEIGHT
+            weight[0] = BACKGROUND_WEIGHTS[i]
             self.register_buffer(f"weight{i}", weight, persistent=False)
 
     def forward(self, tokens: VisionTokens, targets: Sequence[CellTargets]) -> tuple[Tensor, dict[str, float]]:

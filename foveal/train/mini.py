@@ -64,8 +64,8 @@ def stages() -> list[Stage]:
                     text_px=(18, 40), clip_side=(64, 128), clip_frames=(4, 8), clip_objects=(1, 2))  # fmt: skip
     middle = Difficulty(max_side=192, max_objects=4, text_px=(16, 40), clip_side=(96, 160), clip_frames=(4, 12), clip_objects=(1, 3))
     return [
-        Stage(0.20, Mix(seeing, 0.1), answers=0.0, dense=1.0),
-        Stage(0.45, Mix(small, 0.25), answers=1.0, dense=0.3),
+        Stage(0.25, Mix(seeing, 0.1), answers=0.0, dense=1.0),
+        Stage(0.50, Mix(small, 0.25), answers=1.0, dense=0.3),
         Stage(1.00, Mix(middle, 0.3), answers=1.0, dense=0.15),
     ]
 
