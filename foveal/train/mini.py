@@ -65,8 +65,8 @@ def stages() -> list[Stage]:
     middle = Difficulty(max_side=192, max_objects=4, text_px=(16, 40), clip_side=(96, 160), clip_frames=(4, 12), clip_objects=(1, 3))
     return [
         Stage(0.25, Mix(seeing, 0.1), answers=0.0, dense=1.0),
-        Stage(0.50, Mix(small, 0.25), answers=1.0, dense=0.3),
-        Stage(1.00, Mix(middle, 0.3), answers=1.0, dense=0.15),
+        Stage(0.65, Mix(small, 0.25), answers=1.0, dense=1.0),
+        Stage(1.00, Mix(middle, 0.3), answers=1.0, dense=0.5),
     ]
 
 

@@ -1,0 +1,31 @@
+"""`make demo`: the embedded model is asked about the shipped picture and the shipped clip."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets" / "demo"
+QUESTIONS = (
+    (ASSETS / "picture.png", "Describe the picture."),
+    (ASSETS / "picture.png", "How many objects are there?"),
+    (ASSETS / "clip.mp4", "Describe the clip."),
+)
+
+
+def main() -> None:
+    """Ask, stream the answers, and say what each took."""
+    import foveal
+
+    model = foveal.load()
+    print(f"foveal {foveal.__version__} with {model.name}: {model.processor.config.num_parameters / 1e6:.1f} M weights, on the CPU\n")
+    for file, question in QUESTIONS:
+        print(f"{file.name}: {question}\n> ", end="")
+        reply = model.ask(question, file)
+        for text in reply:
+            print(text, end="", flush=True)
+        print(f"\n  {reply.answer.stats.line()}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
