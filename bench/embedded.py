@@ -53,13 +53,22 @@ def examine(model: Any, kind: str, count: int, level: Difficulty) -> dict[str, A
     started = time.perf_counter()
     for item, question in items(kind, count, level):
         frames = Frames(item.pixels, item.times_s, item.kind, item.pixels.shape[1:3], "world")
-        message = {"role": "user", "content": [{"type": item.kind, item.kind: frames}, {"type": "text", "text": question.question}]}
+        message = {
+            "role": "user",
+            "content": [{"type": item.kind, item.kind: frames}, {"type": "text", "text": question.question}],
+        }
         answer = model.chat([message], sampling=Sampling(max_tokens=160)).answer.text
         if score(kind, answer, question):
             right += 1
         else:
             wrong.append((item, question, answer))
-    return {"right": right, "of": count, "accuracy": right / count, "seconds": round(time.perf_counter() - started, 1), "wrong": wrong}
+    return {
+        "right": right,
+        "of": count,
+        "accuracy": right / count,
+        "seconds": round(time.perf_counter() - started, 1),
+        "wrong": wrong,
+    }
 
 
 def draw(kind: str, wrong: list[tuple[Item, Question, str]], path: Path) -> None:

@@ -1,9 +1,9 @@
 """foveal: Qwen3-VL from pixels to text, on the machine you have.
 
-    import foveal
-    model = foveal.load()                      # the embedded model; or a folder, or "Qwen/Qwen3-VL-2B-Instruct"
-    for piece in model.ask("What is in this picture?", "photo.png"):
-        print(piece, end="", flush=True)
+import foveal
+model = foveal.load()                      # the embedded model; or a folder, or "Qwen/Qwen3-VL-2B-Instruct"
+for piece in model.ask("What is in this picture?", "photo.png"):
+    print(piece, end="", flush=True)
 """
 
 from __future__ import annotations

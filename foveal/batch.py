@@ -80,9 +80,7 @@ def _table_neighbours(media: Patches, side: int) -> tuple[np.ndarray, np.ndarray
     high = np.minimum(low + 1, side - 1)
     part = place - low
     index = np.stack([r * side + c for r in (low[:, 0], high[:, 0]) for c in (low[:, 1], high[:, 1])], axis=1)
-    weight = np.stack(
-        [r * c for r in (1 - part[:, 0], part[:, 0]) for c in (1 - part[:, 1], part[:, 1])], axis=1
-    )
+    weight = np.stack([r * c for r in (1 - part[:, 0], part[:, 0]) for c in (1 - part[:, 1], part[:, 1])], axis=1)
     return index, weight.astype(np.float32)
 
 
@@ -186,9 +184,7 @@ class Batch:
         return replace(self, output_rows=rows)
 
 
-def _gather(
-    rows: list[np.ndarray], vision: SequenceOf[VisionTokens | None] | VisionTokens | None
-) -> VisionTokens | None:
+def _gather(rows: list[np.ndarray], vision: SequenceOf[VisionTokens | None] | VisionTokens | None) -> VisionTokens | None:
     """Collect the vision tokens the rows name, in their order."""
     if vision is None:
         return None

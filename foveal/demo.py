@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets" / "demo"
@@ -18,7 +17,9 @@ def main() -> None:
     import foveal
 
     model = foveal.load()
-    print(f"foveal {foveal.__version__} with {model.name}: {model.processor.config.num_parameters / 1e6:.1f} M weights, on the CPU\n")
+    print(
+        f"foveal {foveal.__version__} with {model.name}: {model.processor.config.num_parameters / 1e6:.1f} M weights, on the CPU\n"
+    )
     for file, question in QUESTIONS:
         print(f"{file.name}: {question}\n> ", end="")
         reply = model.ask(question, file)
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -166,9 +166,7 @@ def target_size(num_frames: int, height: int, width: int, kind: str, vision: Vis
         # little above the minimum, so that the two never cross.
         share = max(min(budget.frame[1], high / math.ceil(n / pair)), budget.frame[0] * 1.05)
         return smart_resize(height, width, factor=vision.factor, min_tokens=budget.frame[0], max_tokens=share)
-    return smart_resize_clip(
-        n, height, width, factor=vision.factor, temporal_patch_size=pair, min_tokens=low, max_tokens=high
-    )
+    return smart_resize_clip(n, height, width, factor=vision.factor, temporal_patch_size=pair, min_tokens=low, max_tokens=high)
 
 
 def resize(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -59,4 +59,5 @@ def _write_tokenizer(config: ModelConfig, directory: Path) -> tuple[int, int]:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKUP_TOKENS])
     save_tokenizer(tokenizer, directory)
-    return tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    ids = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
+    return ids["<|im_end|>"], ids["<|endoftext|>"]

@@ -52,9 +52,7 @@ class KVCache:
         self.length = length
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None, layer: int
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None, layer: int) -> Tensor:
     """Attend causally inside every sequence of a packed batch.
 
     q: (T, N, H); k, v: (T, G, H) with N a multiple of G; lengths: the new rows of each sequence, summing to T;

@@ -12,8 +12,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def _open_files(directory: Path) -> list[TensorFile]:
                 raise CheckpointError(f"{directory / INDEX} names {name!r}; a shard is a .safetensors file of the same folder")
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
-            raise CheckpointError(f"{directory} lacks {len(missing)} of {len(names)} shards: {_some(missing)}; download it again")
+            raise CheckpointError(
+                f"{directory} lacks {len(missing)} of {len(names)} shards: {_some(missing)}; download it again"
+            )
     else:
         names = [SINGLE]
         if not (directory / SINGLE).is_file():
@@ -248,7 +251,7 @@ def _write(
             parts.append(directory / f".{file}.part")
             tensors = {disk_name(name): (dtype, shapes[name]) for name in names}
             own = {disk_name(name): name for name in names}
-            write_tensors(parts[-1], tensors, lambda disk, own=own: pieces(own[disk]), {"format": "pt"})
+            write_tensors(parts[-1], tensors, partial(_renamed, pieces, own), {"format": "pt"})
         for part, file in zip(parts, files, strict=True):
             os.replace(part, directory / file)
         if len(files) > 1:
@@ -262,6 +265,10 @@ def _write(
             part.unlink(missing_ok=True)
         why = "the disk is full" if e.errno == errno.ENOSPC else e.strerror or type(e).__name__
         raise CheckpointError(f"{directory} could not be written: {why}; what was there before is unchanged") from e
+
+
+def _renamed(pieces: Callable[[str], Iterable[Tensor]], own: Mapping[str, str], disk: str) -> Iterable[Tensor]:
+    return pieces(own[disk])
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -94,7 +94,7 @@ class TensorFile:
             stop = entry.shape[0] if stop is None else stop
             shape, start = (stop - first, *entry.shape[1:]), entry.start + first * entry.row_bytes
         out = torch.empty(shape, dtype=entry.dtype)
-        self._read_into(memoryview(out.reshape(-1).view(torch.uint8).numpy()), start)
+        self._read_into(_bytes_of(out), start)
         return out
 
     def _read_into(self, target: memoryview, start: int) -> None:
@@ -157,6 +157,11 @@ class TensorFile:
         return Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """View a contiguous tensor's memory."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
@@ -195,7 +200,7 @@ def write_tensors(
             written = 0
             for piece in pieces(name):
                 assert piece.dtype == tensors[name][0], f"{name}: {piece.dtype}"
-                written += file.write(memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
+                written += file.write(_bytes_of(piece.contiguous()))
             assert written == nbytes(name), f"{name}: {written} bytes written, {nbytes(name)} announced"
         file.flush()
         os.fsync(file.fileno())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import queue
-from collections.abc import Iterator, Sequence as SequenceOf
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Any

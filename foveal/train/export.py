@@ -21,7 +21,9 @@ def export(run: Path, out: Path) -> None:
     tensors, _ = checkpoint.load(run)
     model = Qwen3VL(config)
     prefix = "master."
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix) and not k.startswith("master.dense.")}
+    weights = {
+        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix) and not k.startswith("master.dense.")
+    }
     model.load_state_dict(weights)
     save_model(model, out, dtype=torch.float16)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -24,7 +24,15 @@ from foveal.train.optimiser import MasterAdamW, cosine
 from foveal.world import CHAR_CLASSES, COLOUR_CLASSES, KIND_CLASSES, QUESTION_KINDS
 
 # Kinds that cost many answer tokens, or that no other kind builds on, are asked less.
-EMPHASIS = {"read_word": 0.3, "icon": 0.5, "vanish_time": 0.4, "moves": 0.4, "clip_count": 0.4, "clip_colour": 0.5, "timeline": 0.5}
+EMPHASIS = {
+    "read_word": 0.3,
+    "icon": 0.5,
+    "vanish_time": 0.4,
+    "moves": 0.4,
+    "clip_count": 0.4,
+    "clip_colour": 0.5,
+    "timeline": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +94,14 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step, or until interrupted; either way the state is saved."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        feed, stage, sums = None, None, _Means()
+        stage, sums = self.stage(), _Means()
+        feed = Feed(self.maker, self.settings.batch_size, self.next_seed, stage.mix, self._weights())
+        batches = iter(feed)
         try:
             while self.step < self.settings.steps:
                 if self.stage() is not stage:
                     stage = self.stage()
-                    if feed is not None:
-                        feed.close()
+                    feed.close()
                     feed = Feed(self.maker, self.settings.batch_size, self.next_seed, stage.mix, self._weights())
                     batches = iter(feed)
                 started = time.perf_counter()
@@ -109,8 +118,7 @@ class Trainer:
                 if self.step % self.settings.save_every == 0:
                     self.save()
         finally:
-            if feed is not None:
-                feed.close()
+            feed.close()
             self.save()
 
     def save(self) -> None:
@@ -156,7 +164,8 @@ class Trainer:
 
     def _count(self, examples: list[Example], rows: Tensor, right: Tensor) -> None:
         """Follow, per kind of question, how many whole answers are predicted right."""
-        first, turns, kinds = 0, [], []
+        first, turns = 0, []
+        kinds: list[int] = []
         for e in examples:
             turns.append(np.where(e.turns >= 0, e.turns + first, -1))
             kinds += e.kinds

@@ -39,6 +39,7 @@ def train_tokenizer() -> tokenizers.Tokenizer:
 
 def config(tokenizer: tokenizers.Tokenizer) -> ModelConfig:
     """Return the embedded model's shape: 11.6 M weights in the released geometry, three taps, interleaved M-RoPE."""
+    ids = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
     vision = VisionConfig(
         depth=8, hidden_size=192, num_heads=4, intermediate_size=768, patch_size=16, temporal_patch_size=2,
         spatial_merge_size=2, in_channels=3, num_position_embeddings=18 * 18, out_hidden_size=256, taps=(2, 4, 6),
@@ -50,10 +51,10 @@ def config(tokenizer: tokenizers.Tokenizer) -> ModelConfig:
         rope=RopeConfig(theta=10000.0, mrope_section=(12, 10, 10)),
     )  # fmt: skip
     return ModelConfig(
-        vision=vision, text=text, image_token_id=tokenizer.token_to_id("<|image_pad|>"),
-        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
-        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"), tie_word_embeddings=True, dtype="float16",
+        vision=vision, text=text, image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True, dtype="float16",
     )  # fmt: skip
 
 
@@ -62,7 +63,9 @@ def stages() -> list[Stage]:
     seeing = Difficulty(max_side=224, max_questions=1, families=(("shape", 4.0), ("icon", 2.0), ("number", 2.0), ("word", 2.0)))
     small = replace(EASY, max_side=128, max_objects=3, families=(("shape", 5.0), ("icon", 2.0), ("number", 2.0), ("word", 1.0)),
                     text_px=(18, 40), clip_side=(64, 128), clip_frames=(4, 8), clip_objects=(1, 2))  # fmt: skip
-    middle = Difficulty(max_side=192, max_objects=4, text_px=(16, 40), clip_side=(96, 160), clip_frames=(4, 12), clip_objects=(1, 3))
+    middle = Difficulty(
+        max_side=192, max_objects=4, text_px=(16, 40), clip_side=(96, 160), clip_frames=(4, 12), clip_objects=(1, 3)
+    )
     return [
         Stage(0.25, Mix(seeing, 0.1), answers=0.0, dense=1.0),
         Stage(0.65, Mix(small, 0.25), answers=1.0, dense=1.0),
