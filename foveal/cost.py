@@ -51,9 +51,10 @@ class Cost:
     """What one request costs.
 
     patches, vision_tokens, tokens: rows of the encoder, rows it gives, all rows of the prompt. encode, prefill: FLOPs of the
-    whole prompt; decode: FLOPs of the first generated token (attention grows with every further one). weight_bytes: all
-    weights; kv_bytes: the cache of prompt and `new_tokens`; decode_read_bytes: what one generated token reads at least, the
-    weights it passes through and the prompt's cache, so memory speed / decode_read_bytes bounds tokens a second.
+    whole prompt, which gives the first token; decode: FLOPs of the token after it (attention grows with every further one);
+    answer: of all `new_tokens` after the first. weight_bytes: all weights; kv_bytes: the cache of prompt and `new_tokens`;
+    decode_read_bytes: what one generated token reads at least, the weights it passes through and the prompt's cache, so
+    memory speed / decode_read_bytes bounds tokens a second.
     """
 
     patches: int
@@ -64,6 +65,7 @@ class Cost:
     encode: VisionFlops
     prefill: DecoderFlops
     decode: DecoderFlops
+    answer: DecoderFlops
     weight_bytes: int
     kv_bytes: int
     decode_read_bytes: int
@@ -128,6 +130,7 @@ def estimate(
     vision_tokens = patches // config.vision.spatial_merge_size**2
     if not 0 < tokens >= vision_tokens:
         raise PromptError(f"a prompt of {tokens} tokens cannot hold {vision_tokens} vision tokens; count both together")
+    later = max(new_tokens - 1, 0)
     per_token = config.text.kv_bytes_per_token(dtype)
     return Cost(
         patches=patches,
@@ -138,6 +141,7 @@ def estimate(
         encode=encode_flops(config.vision, listed),
         prefill=decoder_flops(config.text, tokens),
         decode=decoder_flops(config.text, 1, cached=tokens),
+        answer=decoder_flops(config.text, later, cached=tokens, outputs=later),
         weight_bytes=config.weight_bytes(dtype),
         kv_bytes=per_token * (tokens + new_tokens),
         decode_read_bytes=config.num_active_parameters * DTYPE_BYTES[dtype] + per_token * tokens,

@@ -115,6 +115,7 @@ def test_prefill_equals_the_counter_but_for_the_half_of_attention_nobody_sees(te
     assert cost.vision_tokens == sequence.num_vision_tokens == len(vision)
     assert cost.prompt_flops == cost.encode.total + flops.total
     assert cost.decode == decoder_flops(text, 1, cached=t)
+    assert cost.answer.total == sum(decoder_flops(text, 1, cached=t + i).total for i in range(4))
 
 
 def test_chunks_add_up_to_the_whole() -> None:
