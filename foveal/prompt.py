@@ -155,7 +155,7 @@ class ChatTemplate:
 
     def _read_options(self, options: Mapping[str, Any], source: str, needed: Mapping[str, bool]) -> dict[str, Any]:
         """Check that the template reads the options, and hide what is in them."""
-        reads = _variables_of(source)
+        _, reads = _compile(source)
         known = sorted(reads - {"messages", "tools", "add_generation_prompt", "add_vision_id", *self._variables})
         for name in [*options, *(name for name, is_needed in needed.items() if is_needed)]:
             if name not in reads or (name in options and name not in known):
@@ -265,7 +265,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _run(source: str, /, **values: Any) -> str:
-    template = _compile(source)
+    template, _ = _compile(source)
     try:
         return template.render(**values)
     except PromptError:
@@ -275,12 +275,16 @@ def _run(source: str, /, **values: Any) -> str:
 
 
 @lru_cache(maxsize=16)
-def _compile(source: str) -> jinja2.Template:
-    """Compile with the settings the reference renders chat templates under."""
+def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
+    """Return a template, compiled with the settings the reference renders chat templates under, and the names it reads."""
     import jinja2
+    from jinja2 import meta
 
+    environment = _environment()
     try:
-        return _environment().from_string(clean_text(source))
+        tree = environment.parse(clean_text(source))
+        names = meta.find_undeclared_variables(tree) - environment.globals.keys()
+        return environment.from_string(tree), frozenset(names)
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(f"the chat template has an error in line {error.lineno}: {error.message}") from error
 
@@ -295,14 +299,6 @@ def _environment() -> jinja2.Environment:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
-
-
-@lru_cache(maxsize=16)
-def _variables_of(source: str) -> frozenset[str]:
-    from jinja2 import meta
-
-    environment = _environment()
-    return frozenset(meta.find_undeclared_variables(environment.parse(clean_text(source)))) - environment.globals.keys()
 
 
 def _tojson(
@@ -347,6 +343,11 @@ class ThinkingStream:
         self._channel: Channel | None = None  # undecided until the reply has shown whether it starts with <think>
         self._held = ""
         self._at_start = True  # line ends around a thought belong to neither channel
+
+    @property
+    def thinking(self) -> bool:
+        """Tell whether the reply is inside a thought, as far as it has shown."""
+        return self._channel == "reasoning" or (self._channel is None and self._opened)
 
     def push(self, text: str) -> list[tuple[Channel, str]]:
         """Return what can be told of the reply after `text`, as (channel, text) with no empty texts."""
