@@ -18,7 +18,7 @@ _ALIAS = re.compile(r"(?:qwen3-vl[:-])?(?P<size>[0-9a-z-]+?b)(?:-(?P<kind>instru
 
 def hub_name(name: str) -> str | None:
     """Return owner/name for a hub name or a short alias (qwen3-vl:2b, 8B-thinking); None for anything else."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not re.search(r"--|\.\.|[.-](/|$)", name):
         return name
     match = _ALIAS.fullmatch(name)
     if match is None or match["size"].lower() not in _SIZES:
@@ -63,5 +63,6 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         ) from None
     except OSError as e:
         raise CheckpointError(
-            f"{repo} could not be downloaded ({type(e).__name__}); check the connection and the free disk space, or give a folder"
+            f"{repo} could not be downloaded ({type(e).__name__}); check the connection and the free disk space, or give a "
+            "folder"
         ) from e

@@ -148,7 +148,7 @@ class TensorFile:
         numbers = (shape, offsets)
         if any(not isinstance(part, list) or any(type(n) is not int or n < 0 for n in part) for part in numbers):
             raise self._broken(f"{name} has shape {shape} at {offsets}")
-        if raw["dtype"] not in DTYPES or len(offsets) != 2:
+        if not isinstance(raw["dtype"], str) or raw["dtype"] not in DTYPES or len(offsets) != 2:
             raise self._broken(f"{name} has dtype {raw['dtype']!r} at {offsets}")
         dtype = DTYPES[raw["dtype"]]
         expected = math.prod(shape) * dtype.itemsize
