@@ -1,0 +1,435 @@
+"""Draw the pictures of these pages with foveal's own functions: `python docs/figures.py [name ...]`.
+
+Nothing here is a number copied from somewhere: sizes, positions, frequencies, taps, times and costs are what the package
+computes for the shipped picture and clip, or for a released preset. The same code gives the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+import foveal
+from foveal.config import PRESETS, MoeConfig, preset
+from foveal.cost import estimate
+from foveal.generate import EMBEDDED, Pipeline
+from foveal.media import Frames
+from foveal.patches import Budget, merge_block_coords, resize, smart_resize, target_size
+from foveal.processor import Processor, Request
+from foveal.prompt import ChatTemplate, ThinkingStream, timestamp_text, timestamp_token
+from foveal.sequence import TextSegment, VisionSegment, build
+
+ROOT = Path(foveal.__file__).parent
+OUT = Path(__file__).parent / "figures"
+PICTURE, CLIP = (ROOT / "assets" / "demo" / name for name in ("picture.png", "clip.mp4"))
+TEXT, IMAGE, VIDEO, INK, PALE = "#9aa5b1", "#2f7fc1", "#d9822b", "#1f2933", "#e4e7eb"
+AXES = ("#4c956c", "#2f7fc1", "#d9822b")  # time, height, width
+
+plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.edgecolor": INK, "axes.spines.top": False,
+                     "axes.spines.right": False, "font.family": "DejaVu Sans", "svg.hashsalt": "foveal"})  # fmt: skip
+
+
+def demo_request(question: str = "What is here?") -> tuple[Processor, list[Frames], Request]:
+    """Lay out a question about the shipped picture and the shipped clip, as the embedded model's processor does."""
+    processor = Processor.from_checkpoint(EMBEDDED)
+    frames = processor.open([PICTURE, CLIP])
+    content = [*({"type": f.kind, f.kind: f} for f in frames), {"type": "text", "text": question}]
+    return processor, frames, processor([{"role": "user", "content": content}])
+
+
+def bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def needed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs: everything but what a type checker alone reads."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"):
+            yield from needed(child)
+
+
+def reached(part: str, imports: dict[str, set[str]]) -> set[str]:
+    """Collect a part and all it needs, however far."""
+    seen, ahead = set(), [part]
+    while ahead:
+        seen.add(at := ahead.pop())
+        ahead += imports[at] - seen
+    return seen
+
+
+def architecture() -> Figure:
+    """Show which part of the package imports which, read from the source; below the diagonal is below in the layers."""
+    imports: dict[str, set[str]] = {}
+    lines: dict[str, int] = {}
+    for file in sorted(ROOT.rglob("*.py")):
+        part = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if part.startswith("__") or part == "demo":
+            continue
+        lines[part] = lines.get(part, 0) + len(file.read_text().splitlines())
+        for node in needed(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foveal"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                imports.setdefault(part, set()).update(name.split(".")[1] for name in names)
+    imports = {part: (imports.get(part, set()) & lines.keys()) - {part} for part in lines}
+    rank: dict[str, int] = {}
+    while len(rank) < len(lines):
+        # Lowest first; parts that need each other count as one and come together.
+        left = lines.keys() - rank.keys()
+        needs = {part: reached(part, imports) & left for part in left}
+        lowest = min(sorted(left), key=lambda part: len(needs[part]))
+        rank |= dict.fromkeys(needs[lowest], max(rank.values(), default=-1) + 1)
+    order = sorted(lines, key=lambda part: (rank[part], part))
+    at = {part: i for i, part in enumerate(order)}
+    figure, axes = plt.subplots(figsize=(7.6, 6.4))
+    for i, part in enumerate(order):
+        if rank[part] % 2 == 0:
+            axes.axhspan(i - 0.5, i + 0.5, color="#f1f4f8", zorder=0)
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, color=PALE))
+        for other in imports[part]:
+            axes.plot(at[other], i, "o", color=IMAGE, markersize=7)
+    size = len(order)
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
+    axes.set_xticks(range(size), order, rotation=90)
+    axes.set_yticks(range(size), [f"{part}  ({lines[part]} lines)" for part in order])
+    axes.set_title("a dot: the part in this row imports the part in this column\n"
+                   "(lowest first; a dot above the diagonal: two parts that need each other)")  # fmt: skip
+    return figure
+
+
+def shapes() -> Figure:
+    """Write the legend's letters beside the sizes they have in one real request to the embedded model."""
+    import torch
+
+    from foveal.batch import Batch, PatchBatch
+
+    _, _, request = demo_request()
+    pipeline = Pipeline.load()
+    config, model = pipeline.processor.config, pipeline.model
+    with torch.inference_mode():
+        packed = PatchBatch.pack(request.patches, config.vision)
+        vision = model.encode(packed)
+        batch = Batch.pack([request.sequence], [vision], output="last")
+        cache = model.new_cache(len(request.sequence))
+        logits = model(batch, [cache])
+    text = config.text
+    rows = [
+        ("stills", "(P, X)", packed.stills), ("pairs", "(P, X)", packed.pairs),
+        ("patch embedding", "(P, C)", (sum(packed.lengths), config.vision.hidden_size)),
+        ("VisionTokens.embeddings", "(V, D)", vision.embeddings), ("VisionTokens.taps", "(I, V, D)", vision.taps),
+        ("Batch.token_ids", "(T,)", batch.token_ids), ("Batch.position_ids", "(3, T)", batch.position_ids),
+        ("queries", "(T, N, H)", (len(request.sequence), text.num_attention_heads, text.head_dim)),
+        ("cached keys, a layer", "(G, S, H)", (text.num_key_value_heads, cache.length, text.head_dim)),
+        ("logits of the last row", "(B, R)", logits),
+    ]  # fmt: skip
+    figure, axes = plt.subplots(figsize=(7.6, 4.2))
+    for i, (name, letters, value) in enumerate(rows):
+        shape = tuple(value) if isinstance(value, tuple) else tuple(value.shape)
+        kind = "" if isinstance(value, tuple) else str(value.dtype).removeprefix("torch.")
+        size = int(np.prod(shape))
+        colour = TEXT if "token_ids" in name or "position" in name else (IMAGE if i < 5 else VIDEO)
+        axes.barh(i, size, color=colour, height=0.6)
+        axes.text(size * 1.25, i, f"{letters} = {shape} {kind}", va="center")
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.set(xscale="log", xlim=(80, 6e7), ylim=(len(rows) - 0.4, -0.6), xlabel="numbers in it (logarithmic)")
+    axes.set_title("one request to the embedded model: a picture, a clip of eight frames and a question")
+    return figure
+
+
+def positions() -> Figure:
+    """Plot the positions of one prompt on all three axes, under the current and the two older rules, and who turns what."""
+    grids = [[(8, 12)], [(4, 8)] * 3]
+    segments = [TextSegment((1,) * 6), VisionSegment(0, 0), TextSegment((1,) * 6), *(VisionSegment(1, f) for f in range(3)),
+                TextSegment((1,) * 6)]  # fmt: skip
+    figure = plt.figure(figsize=(8.6, 5.8))
+    layout = figure.add_gridspec(3, 3, height_ratios=(5, 0.8, 0.8), hspace=0.85, wspace=0.28)
+    titles = {"interleaved": "interleaved\n(Qwen3-VL)", "frame-index": "frame index\n(Qwen2-VL)",
+              "seconds": "seconds, 2 steps each\n(Qwen2.5-VL)"}  # fmt: skip
+    for column, rule in enumerate(titles):
+        sequence = build(
+            segments, grids, image_token_id=7, video_token_id=8, kinds=["image", "video"], merge=2, rule=rule,
+            seconds_per_grid=[1.0, 1.0], tokens_per_second=2.0,
+        )  # fmt: skip
+        axes = figure.add_subplot(layout[0, column])
+        for axis, name in ((1, "row"), (2, "column"), (0, "time")):
+            axes.plot(sequence.position_ids[axis], color=AXES[axis], lw=1.3 + (axis == 0), label=name)
+        for kind, colour in ((7, IMAGE), (8, VIDEO)):
+            inside = sequence.token_ids == kind
+            axes.fill_between(range(len(sequence)), 0, 42, where=inside, color=colour, alpha=0.13, step="mid")
+        axes.set(ylim=(0, 42), xlabel="token", title=titles[rule])
+        axes.text(len(sequence) - 1, sequence.next_position + 1.5, f"next {sequence.next_position}", ha="right")
+        if not column:
+            axes.set_ylabel("position")
+            axes.legend(loc="upper left", frameon=False, borderpad=0, labelspacing=0.2)
+    from foveal.model.rope import axis_of_frequency
+
+    rope = preset("8B").text.rope
+    for row, interleaved in ((1, True), (2, False)):
+        axes = figure.add_subplot(layout[row, :])
+        owner = axis_of_frequency(rope.mrope_section, interleaved).numpy()
+        axes.imshow(owner[None], aspect="auto", cmap=ListedColormap(AXES), vmin=0, vmax=2)
+        axes.set_xticks(np.arange(0, len(owner), 3) - 0.5, range(0, len(owner), 3))
+        axes.set_yticks([])
+        axes.set_title(("interleaved, as released" if interleaved else "blocked, as in Qwen2-VL")
+                       + f": who turns frequency 0 (fastest) .. {len(owner) - 1} (slowest)", loc="left")  # fmt: skip
+    return figure
+
+
+def deepstack() -> Figure:
+    """Draw which ViT block feeds which decoder layer, for a released size and for the overview preset."""
+    figure, both = plt.subplots(1, 3, figsize=(7.8, 5.0))
+    for axes, name in zip(both, ("2B", "8B", "overview"), strict=True):
+        config = preset(name)
+        blocks, layers = config.vision.depth, config.text.num_hidden_layers
+        for x, count, side in ((0, blocks, "right"), (2, layers, "left")):
+            for i in range(count):
+                taken = i in (config.vision.taps if x == 0 else config.vision.tap_layers)
+                axes.add_patch(Rectangle((x, i), 0.7, 0.8, color=VIDEO if taken else PALE))
+                if taken:
+                    axes.text(x - 0.1 if side == "right" else x + 0.8, i + 0.4, str(i), ha=side, va="center", fontsize=8)
+        for block, layer in zip(config.vision.taps, config.vision.tap_layers, strict=True):
+            axes.annotate("", (1.97, layer + 0.4), (0.73, block + 0.4), arrowprops={"arrowstyle": "->", "color": VIDEO})
+        axes.annotate("", (1.97, -1.2), (0.73, blocks - 0.1), arrowprops={"arrowstyle": "->", "color": IMAGE, "lw": 1.6})
+        axes.add_patch(Rectangle((2, -1.6), 0.7, 0.8, color=IMAGE))
+        axes.set(xlim=(-0.5, 3.2), ylim=(-2.5, 37))
+        axes.set_title(f"{name}: blocks {', '.join(map(str, config.vision.taps))}\n"
+                       f"after layers {', '.join(map(str, config.vision.tap_layers))}")  # fmt: skip
+        bare(axes)
+        axes.text(0.35, -2.3, f"{blocks} ViT blocks", ha="center", va="top", fontsize=8)
+        axes.text(2.35, -2.3, f"{layers} layers", ha="center", va="top", fontsize=8)
+    figure.text(0.5, 0.01, "orange: a tap through its own merger, added to the vision rows;  blue: the main merger, in place "
+                "of the placeholder's embedding", ha="center", fontsize=8)  # fmt: skip
+    return figure
+
+
+def timestamps() -> Figure:
+    """Lay the shipped clip's frames, pairs, times and tokens along one line."""
+    processor, frames, request = demo_request()
+    clip, patches = frames[1], request.patches[1]
+    figure = plt.figure(figsize=(7.8, 4.3))
+    layout = figure.add_gridspec(3, len(clip.pixels), height_ratios=(1.5, 1.1, 1.2), hspace=0.25, wspace=0.08)
+    for i, (pixels, seconds) in enumerate(zip(clip.pixels, clip.times_s, strict=True)):
+        axes = figure.add_subplot(layout[0, i])
+        axes.imshow(pixels)
+        bare(axes)
+        axes.set_title(f"{seconds:g} s", fontsize=9)
+    per = len(clip.pixels) // len(patches.times_s)
+    for t, seconds in enumerate(patches.times_s):
+        axes = figure.add_subplot(layout[1, t * per : (t + 1) * per])
+        bare(axes)
+        axes.add_patch(Rectangle((0.02, 0), 0.96, 1, color=VIDEO, alpha=0.18))
+        axes.text(0.5, 0.5, f"mean {seconds:g} s\n{timestamp_text(seconds)}\nor {timestamp_token(seconds)}", ha="center",
+                  va="center", fontsize=8)  # fmt: skip
+    axes = figure.add_subplot(layout[2, :])
+    sequence = request.sequence
+    kinds = np.select([sequence.token_ids == processor.config.image_token_id,
+                       sequence.token_ids == processor.config.video_token_id], [1, 2], 0)  # fmt: skip
+    axes.imshow(kinds[None], aspect="auto", cmap=ListedColormap([TEXT, IMAGE, VIDEO]), vmin=0, vmax=2)
+    axes.set_yticks([])
+    axes.set_title(f"the prompt's {len(sequence)} tokens: blue picture, orange frame pairs, grey text",
+            loc="left", fontsize=9)  # fmt: skip
+    axes.set_xlabel("token")
+    return figure
+
+
+def vision() -> Figure:
+    """Show the order of patches, the sampled position table, and who attends to whom in the encoder."""
+    processor, frames, request = demo_request()
+    config, patches = processor.config.vision, request.patches[0]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.2, 3.2))
+    rows, columns = patches.grids[0]
+    side = config.patch_size
+    size = target_size(1, *frames[0].source_size, "image", config, processor.budget)
+    left.imshow(resize(frames[0].pixels, size)[0])
+    for k in range(columns + 1):
+        left.axvline(k * side - 0.5, color="w", lw=1.6 if k % config.spatial_merge_size == 0 else 0.4)
+    for k in range(rows + 1):
+        left.axhline(k * side - 0.5, color="w", lw=1.6 if k % config.spatial_merge_size == 0 else 0.4)
+    shown = merge_block_coords(1, rows, columns, config.spatial_merge_size)[: 4 * config.spatial_merge_size**2]
+    centres = (shown[:, 1:] + 0.5) * side
+    left.plot(centres[:, 1], centres[:, 0], "-", color=VIDEO, lw=1)
+    for k, (y, x) in enumerate(centres):
+        box = {"boxstyle": "round,pad=0.15", "fc": VIDEO}
+        left.text(x, y, str(k), color="w", ha="center", va="center", fontsize=7, bbox=box)
+    bare(left)
+    left.set_title(f"{frames[0].source_size[0]}×{frames[0].source_size[1]} px to {size[0]}×{size[1]} px\n"
+                   f"{rows}×{columns} patches, {patches.num_tokens} vision tokens")  # fmt: skip
+    from foveal.batch import _table_neighbours
+
+    table = config.position_side
+    index, weight = _table_neighbours(patches, table)
+    at_y, at_x = ((index // table) * weight).sum(1), ((index % table) * weight).sum(1)
+    grid = np.arange(table)
+    middle.plot(*(a.ravel() for a in np.meshgrid(grid, grid)), ".", color=TEXT, markersize=2.5)
+    middle.plot(at_x, at_y, "o", color=IMAGE, markersize=4)
+    middle.set_xticks(range(0, table, 4))
+    middle.set_yticks(range(0, table, 4))
+    middle.set(aspect="equal", ylim=(table, -1))
+    middle.set_title(f"learned table {table}×{table} (grey),\nread between its entries (blue)")
+    lengths = [n for p in request.patches for n in p.lengths()]
+    frame = np.repeat(np.arange(len(lengths)), lengths)
+    colour = np.where(frame[:, None] == frame, np.where(frame[:, None] == 0, 1, 2), 0)
+    right.imshow(colour, cmap=ListedColormap(["white", IMAGE, VIDEO]), vmin=0, vmax=2)
+    right.set_title(f"who attends to whom: a picture and\n{len(lengths) - 1} frame pairs, each to itself")
+    right.set(xlabel="patch", ylabel="patch")
+    figure.tight_layout()
+    return figure
+
+
+def language() -> Figure:
+    """Show where weights sit in every released size, and what the router and the grouped path do to a few tokens."""
+    import torch
+
+    from foveal.model.moe import Router
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.9), width_ratios=(1.25, 1))
+    names = [name for name in PRESETS if name != "overview"]
+    for i, name in enumerate(names):
+        config = preset(name)
+        text, layers = config.text, range(config.text.num_hidden_layers)
+        mlp = sum(text.mlp_parameters(k) for k in layers)
+        active = sum(text.mlp_parameters(k, active=True) for k in layers)
+        head = config.num_parameters - config.vision.num_parameters - text.num_parameters
+        embeddings = text.vocab_size * text.hidden_size + head
+        rest = text.num_parameters - mlp - text.vocab_size * text.hidden_size
+        start = 0
+        parts = [config.vision.num_parameters, embeddings, rest, active, mlp - active]
+        for part, colour in zip(parts, (IMAGE, TEXT, AXES[0], VIDEO, "#f5d5b5"), strict=True):
+            left.barh(i, part / config.num_parameters, left=start, color=colour, height=0.62)
+            start += part / config.num_parameters
+        left.text(1.01, i, f"{config.num_parameters / 1e9:.2f} B", va="center", fontsize=8)
+    left.set_yticks(range(len(names)), names)
+    left.set(xlim=(0, 1.16), ylim=(len(names) - 0.5, -0.5), xlabel="share of all weights")
+    left.set_title("blue vision, grey embeddings and head,\ngreen attention, orange MLP (pale: experts not visited)")
+    moe = MoeConfig(num_experts=12, num_experts_per_tok=3, moe_intermediate_size=16)
+    torch.manual_seed(0)
+    router = Router(moe, 32)
+    torch.nn.init.normal_(router.weight, std=0.3)
+    with torch.no_grad():
+        weights, index = router(torch.randn(16, 32))
+    dense = torch.zeros(16, moe.num_experts).scatter(1, index, weights)
+    right.imshow(dense.numpy(), cmap="Oranges", aspect="auto", vmin=0)
+    counts = np.bincount(index.flatten().numpy(), minlength=moe.num_experts)
+    right.set_xticks(range(moe.num_experts), [f"{e}\n{n}" for e, n in enumerate(counts)])
+    right.set(xlabel="expert, and below it how many rows it gets", ylabel="token")
+    right.set_title(f"a router with random weights: {moe.num_experts_per_tok} of {moe.num_experts}\n"
+                    "experts a token, each row sums to 1")  # fmt: skip
+    figure.tight_layout()
+    return figure
+
+
+def thinking() -> Figure:
+    """Feed replies letter by letter to the stream and colour each letter by the channel it came out of."""
+    processor = Processor.from_checkpoint(EMBEDDED)
+    ask = [{"role": "user", "content": "?"}]
+    thinks = ChatTemplate.builtin("thinking", processor.tokenizer)
+    cases = [
+        ("Thinking: the prompt opens the thought", thinks.render(ask).opens_thinking, "2 <3, so\n</think>\n\nTwo."),
+        ("Thinking, cut short: no closing tag", thinks.render(ask).opens_thinking, "two cups, then"),
+        ("Thinking with think=False", thinks.render(ask, think=False).opens_thinking, "Two."),
+        ("Instruct", ChatTemplate.builtin("instruct", processor.tokenizer).render(ask).opens_thinking, "Two."),
+        ("a reply that brings both tags", False, "<think>\ncups\n</think>\n\nTwo."),
+    ]
+    figure, axes = plt.subplots(figsize=(7.8, 5.2))
+    colours = {"reasoning": AXES[0], "answer": IMAGE}
+    for row, (title, opened, reply) in enumerate(cases):
+        stream = ThinkingStream(opened)
+        axes.text(0, row - 0.24, f"{title}   (opened={opened})", fontsize=9, color=INK)
+        for step, letter in enumerate([*reply, None]):
+            out = stream.flush() if letter is None else stream.push(letter)
+            shown = "end" if letter is None else letter.replace("\n", "↵")
+            axes.text(step + 0.5, row, shown, ha="center", va="center", fontsize=9 if letter else 7, family="DejaVu Sans Mono")
+            colour = colours[out[-1][0]] if out else "white"
+            axes.add_patch(Rectangle((step, row + 0.14), 0.95, 0.28, color=colour, ec=TEXT, lw=0.5))
+            count = sum(len(text) for _, text in out)
+            if count > 1:
+                axes.text(step + 0.5, row + 0.28, str(count), ha="center", va="center", fontsize=7, color="w")
+    axes.set(xlim=(0, 34), ylim=(len(cases) - 0.3, -0.6))
+    axes.set_title("letters in (above) and what comes out at that moment: green reasoning, blue answer,\n"
+                   "white nothing yet; a number: so many letters that were held back", loc="left")  # fmt: skip
+    bare(axes)
+    return figure
+
+
+def data_flow() -> Figure:
+    """Follow the bytes of the shipped request, and the FLOPs of a large picture through a released size."""
+    processor, frames, request = demo_request()
+    config = processor.config
+    tokens = sum(p.num_tokens for p in request.patches)
+    vision = config.vision
+    full = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 * 4
+    values = [
+        ("files", PICTURE.stat().st_size + CLIP.stat().st_size, TEXT),
+        ("Frames (uint8)", sum(f.pixels.nbytes for f in frames), IMAGE),
+        ("Patches (uint8)", sum(p.pixels.nbytes for p in request.patches), IMAGE),
+        ("the reference's pixel_values (float32)", sum(len(p.pixels) for p in request.patches) * full, PALE),
+        ("VisionTokens: embeddings and taps", tokens * (1 + len(vision.taps)) * vision.out_hidden_size * 4, VIDEO),
+        ("Sequence: ids, positions, rows", sum(getattr(request.sequence, n).nbytes for n in
+                                               ("token_ids", "position_ids", "vision_rows")), AXES[0]),
+        ("key-value cache after the prefill", config.text.kv_bytes_per_token("float32") * len(request.sequence), VIDEO),
+    ]  # fmt: skip
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.8, 5.0), height_ratios=(1.6, 1))
+    for i, (_, size, colour) in enumerate(values):
+        top.barh(i, size / 1024, color=colour, height=0.62)
+        top.text(size / 1024 + 15, i, f"{size / 1024:,.0f} KiB", va="center", fontsize=8)
+    top.set_yticks(range(len(values)), [name for name, _, _ in values])
+    top.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, 1.18 * max(v[1] for v in values) / 1024))
+    top.set_title("bytes: a picture, a clip and a question, embedded model in float32", loc="left")
+    large = preset("8B")
+    low, high = Budget().image
+    h, w = smart_resize(1080, 1920, factor=large.vision.factor, min_tokens=low, max_tokens=high)
+    patches = h * w // large.vision.patch_size**2
+    seen = patches // large.vision.spatial_merge_size**2
+    cost = estimate(large, [("image", [patches])], seen + 20)
+    decoder = ("layers", "attention", "head")
+    stages = [("encode", cost.encode, ("patch_embedding", "blocks", "attention", "mergers")),
+              ("prefill", cost.prefill, decoder), ("decode, one token", cost.decode, decoder)]  # fmt: skip
+    shade = {"patch_embedding": TEXT, "blocks": IMAGE, "layers": IMAGE, "attention": VIDEO, "mergers": AXES[0], "head": AXES[0]}
+    for i, (_, flops, parts) in enumerate(stages):
+        start = 0.0
+        for part in parts:
+            bottom.barh(i, getattr(flops, part) / 1e12, left=start, color=shade[part], height=0.62)
+            start += getattr(flops, part) / 1e12
+        bottom.text(start + 0.4, i, f"{flops.total / 1e12:.3g} TFLOP", va="center", fontsize=8)
+    bottom.set_yticks(range(len(stages)), [name for name, _, _ in stages])
+    bottom.set(ylim=(len(stages) - 0.5, -0.5), xlim=(0, 1.2 * max(s[1].total for s in stages) / 1e12))
+    bottom.set_title(f"work: one 1080p picture ({seen} vision tokens) and 20 text tokens through 8B\n"
+                     "blue linears, orange attention, green mergers or head", loc="left")  # fmt: skip
+    figure.tight_layout()
+    return figure
+
+
+DRAWN = (architecture, shapes, positions, deepstack, timestamps, vision, language, thinking, data_flow)
+FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
+
+
+def main(names: list[str]) -> None:
+    OUT.mkdir(exist_ok=True)
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        sys.exit(f"there is no figure {unknown[0]!r}; figures are {', '.join(FIGURES)}")
+    for name in names or FIGURES:
+        figure = FIGURES[name]()
+        figure.savefig(OUT / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
+        print(f"{name}.png {(OUT / f'{name}.png').stat().st_size // 1024} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
