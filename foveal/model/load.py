@@ -1,352 +1,283 @@
-"""Read a checkpoint folder into a Qwen3VL: strictly both ways, and with little more memory than the weights take."""
+"""Checkpoints of the released layout: strict both ways, memory-mapped, tensor by tensor.
+
+Names on disk are the module's own with `model.` before the two towers. Loading builds the module on the meta device and
+fills it: a tensor that lies right and has the wanted dtype stays mapped, any other is converted in pieces, so the peak is
+the final weights and one piece. FP8 checkpoints are dequantised on the way.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Self
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveal.config import DTYPE_BYTES, ModelConfig, VisionConfig, read_json
-from foveal.errors import CheckpointError, ConfigError
+from foveal.config import ModelConfig, read_json
+from foveal.errors import CheckpointError
+from foveal.hub import resolve
 from foveal.model import Qwen3VL
-from foveal.model.fp8 import SCALE_DTYPES, SUFFIX, Blocks
-from foveal.model.tensorfile import TensorFile
+from foveal.model.fp8 import SUFFIX, Blocks
+from foveal.model.tensorfile import TensorFile, write_tensors
+from foveal.processor import read_preprocessors
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
-WEIGHT_DTYPES = {name: getattr(torch, name) for name in DTYPE_BYTES}
-PIECE_BYTES = 32 << 20  # converted at once
-LISTED = 8  # names of one kind in a message
+__all__ = ["load_model", "new_checkpoint", "resolve", "save_model"]
 
-
-def stored_name(name: str) -> str:
-    """Return the released name of one of our parameters."""
-    return name if name == HEAD else f"model.{name}"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PIECE_ROWS_BYTES = 64 * 2**20  # a conversion holds so much of a tensor at a time
+LISTED = 12  # names an error lists
+SHARD_BYTES = 5 * 10**9
 
 
-def to_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Read "float32", "bfloat16" or "float16", or that torch.dtype. Raise ConfigError for any other."""
-    for name, value in WEIGHT_DTYPES.items():
-        if dtype in (name, value):
-            return value
-    raise ConfigError(f"dtype is {str(dtype)!r}; weights are kept in one of {', '.join(WEIGHT_DTYPES)}")
+def disk_name(name: str) -> str:
+    """Return a parameter's name in a checkpoint."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def load_model(directory: str | Path, *, dtype: str | torch.dtype | None = None, device: torch.device | str = "cpu") -> Qwen3VL:
-    """Load a checkpoint folder in the released layout, for inference or further training.
+def load_model(directory: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Qwen3VL:
+    """Load a checkpoint folder; dtype None is the checkpoint's own.
 
-    dtype: what all weights become, by default what the checkpoint's own embeddings are; 8-bit weights are dequantized to
-    it. On the CPU a tensor that needs no conversion stays mapped to its file (until it is written to, its pages are the
-    file's own), so replace the file rather than writing into it. Raise CheckpointError, with the names, if tensors are
-    missing, left over or misshapen.
+    Raise CheckpointError that lists what is missing, unexpected or misshapen.
     """
     directory = Path(directory)
     raw = read_json(directory / "config.json")
     config = ModelConfig.from_dict(raw, where=str(directory / "config.json"))
-    config = replace(config, vision=with_pixel_statistics(config.vision, directory))
+    vision, _ = read_preprocessors(directory, config.vision)
+    config = replace(config, vision=vision)
     blocks = Blocks.from_config(raw.get("quantization_config"), str(directory / "config.json"))
     with torch.device("meta"):
         model = Qwen3VL(config)
-    with CheckpointFiles(directory) as files:
-        shapes = {stored_name(name): tuple(p.shape) for name, p in model.named_parameters()}
-        sources = match_tensors(files, shapes, blocks)
-        # The embeddings are never quantized; their dtype is what the checkpoint is in, whatever its config.json says.
-        own = sources[EMBEDDINGS].stored_dtype
-        target = own if dtype is None else to_dtype(dtype)
-        for name in sorted((n for n, _ in model.named_parameters()), key=lambda n: sources[stored_name(n)].place):
-            path, _, leaf = name.rpartition(".")
-            value = sources[stored_name(name)].load(target, torch.device(device))
-            setattr(model.get_submodule(path), leaf, nn.Parameter(value))
-    model.config = replace(config, dtype=str(target).removeprefix("torch."))
     model.language_model.reset_tables()
+    files = _open_files(directory)
+    try:
+        where = {name: file for file in files for name in file.entries}
+        transposed = _check(model, where, blocks, config, directory)
+        wanted = dtype or getattr(torch, config.dtype)
+        for name, parameter in list(model.named_parameters()):
+            file = where[disk_name(name)]
+            value = _read(file, disk_name(name), where, blocks, wanted, name in transposed)
+            _assign(model, name, nn.Parameter(value.to(device), requires_grad=False))
+            del parameter
+    finally:
+        for file in files:
+            file.close()
+    if str(device) != "cpu":
+        model.language_model.to(device)
     return model.eval()
 
 
-def with_pixel_statistics(vision: VisionConfig, directory: Path) -> VisionConfig:
-    """Take image_mean and image_std from the checkpoint's preprocessor files; without one, keep what the config has."""
-    picture, clip = read_preprocessors(directory)
-    if picture is None:
-        return vision
-    mean, std = _pixel_statistics(picture, vision.in_channels, directory)
-    if clip is not None and "image_mean" in clip and _pixel_statistics(clip, vision.in_channels, directory) != (mean, std):
-        raise CheckpointError(
-            f"{directory}: pictures are normalised by {picture['image_mean']} and {picture['image_std']}, clips by "
-            f"{clip['image_mean']} and {clip.get('image_std')}; one patch embedding serves both, so they must be equal"
-        )
-    return replace(vision, image_mean=mean, image_std=std)
-
-
-def read_preprocessors(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Read what a checkpoint says about pictures and about clips: in a file each, or together in processor_config.json."""
-    found: list[dict[str, Any] | None] = []
-    for file, key in (("preprocessor_config.json", "image_processor"), ("video_preprocessor_config.json", "video_processor")):
-        section = None
-        if (directory / file).is_file():
-            section = read_json(directory / file)
-        elif (directory / "processor_config.json").is_file():
-            section = read_json(directory / "processor_config.json").get(key)
-        found.append(section if isinstance(section, dict) else None)
-    return found[0], found[1]
-
-
-def _pixel_statistics(raw: dict[str, Any], channels: int, directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    where = f"the preprocessor file of {directory}"
-    if raw.get("do_rescale") is False or abs(raw.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise CheckpointError(f"{where} does not divide pixels by 255, as every Qwen3-VL does")
-    if raw.get("do_normalize") is False:
-        return (0.0,) * channels, (1.0,) * channels
-    values = []
-    for key in ("image_mean", "image_std"):
-        value = raw.get(key)
-        if not isinstance(value, list) or len(value) != channels or any(type(n) not in (int, float) for n in value):
-            raise CheckpointError(f"{where} has {key} {value!r}; {channels} numbers were expected")
-        values.append(tuple(float(n) for n in value))
-    if min(values[1]) <= 0:
-        raise CheckpointError(f"{where} has image_std {list(values[1])}; every value must be greater than 0")
-    return values[0], values[1]
-
-
-class CheckpointFiles:
-    """The open safetensors files of a folder, and which of them holds each tensor."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.files: list[TensorFile] = []
-        self.where: dict[str, TensorFile] = {}
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for file in self.files:
-            file.close()
-
-    def _open(self) -> None:
-        index = self.directory / INDEX
-        if (self.directory / SINGLE).is_file():  # transformers prefers it too
-            names, promised = [SINGLE], {}
-        elif index.is_file():
-            promised = _weight_map(index)
-            names = sorted(set(promised.values()))
-        else:
-            raise CheckpointError(_nothing_to_load(self.directory))
-        lost = [name for name in names if not (self.directory / name).is_file()]
-        if lost:
-            raise CheckpointError(f"{index} names files that are not there: {listed(lost)}; download or copy them again")
+def _open_files(directory: Path) -> list[TensorFile]:
+    if (directory / INDEX).is_file():
+        mapping = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
+            raise CheckpointError(f"{directory / INDEX} has no weight_map from tensor names to files")
+        names = sorted(set(mapping.values()))
         for name in names:
-            file = TensorFile(self.directory / name)
-            self.files.append(file)
-            twice = sorted(self.where.keys() & file.entries)
-            if twice:
-                raise CheckpointError(f"{self.where[twice[0]].path} and {file.path} both hold {listed(twice)}")
-            self.where |= dict.fromkeys(file.entries, file)
-        absent = [name for name, file in promised.items() if name not in self.where or self.where[name].path.name != file]
-        if absent:
-            raise CheckpointError(f"{index} names tensors that its files do not hold: {listed(absent)}")
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise CheckpointError(f"{directory / INDEX} names {name!r}; a shard is a .safetensors file of the same folder")
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{directory} lacks {len(missing)} of {len(names)} shards: {_some(missing)}; download it again"
+            )
+    else:
+        names = [SINGLE]
+        if not (directory / SINGLE).is_file():
+            raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}; foveal reads safetensors checkpoints")
+    files: list[TensorFile] = []
+    try:
+        for name in names:
+            files.append(TensorFile(directory / name))
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return files
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found or any(not isinstance(file, str) for file in found.values()):
-        raise CheckpointError(f"{index} needs a weight_map from tensor names to file names")
-    for file in set(found.values()):
-        # A name from a downloaded file must not lead out of the folder.
-        if PurePosixPath(file).name != file or "\\" in file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names {json.dumps(file)}; a .safetensors file beside it was expected")
-    return found
-
-
-def _nothing_to_load(directory: Path) -> str:
-    others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in directory.glob(pattern))
-    if others:
-        return (
-            f"{directory} holds {listed(others)} but no {SINGLE}; foveal reads safetensors only, so convert the weights or "
-            "download the safetensors files"
-        )
-    return f"{directory} holds neither {SINGLE} nor {INDEX}; a checkpoint folder needs one of them"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a parameter's values come from, and what is done to them on the way."""
-
-    file: TensorFile
-    name: str
-    blocks: Blocks | None = None  # set for 8-bit weights
-    scales: TensorFile | None = None
-    flipped: bool = False  # the last two axes are stored the other way round
-
-    @property
-    def stored_dtype(self) -> torch.dtype:
-        return self.file.entries[self.name].dtype
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Sort key in which a disk is read forwards."""
-        return self.file.path.name, self.file.entries[self.name].start
-
-    def load(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Map the tensor where that serves, else read it piece by piece into one of its final dtype, shape and device."""
-        entry = self.file.entries[self.name]
-        plain = entry.dtype == dtype and device.type == "cpu" and not self.flipped
-        if plain:
-            mapped = self.file.mapped(self.name)
-            return self.file.read(self.name) if mapped is None else mapped
-        shape = entry.shape if not self.flipped else (*entry.shape[:-2], entry.shape[-1], entry.shape[-2])
-        out = torch.empty(shape, dtype=dtype, device=device)
-        if not shape:
-            return out.copy_(self.file.read(self.name))
-        for first, stop, piece in self.pieces():
-            out[first:stop].copy_(piece.transpose(-2, -1) if self.flipped else piece)
-        return out
-
-    def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (first, stop, values) along the first axis, about PIECE_BYTES of float32 each, dequantized."""
-        entry = self.file.entries[self.name]
-        scales = None if self.scales is None else self.scales.read(self.name + SUFFIX)
-        # A piece of a matrix ends where a block ends; a piece of packed experts holds whole experts.
-        block = self.blocks.rows if self.blocks is not None and len(entry.shape) == 2 else 1
-        step = block * max(1, PIECE_BYTES // max(1, 4 * math.prod(entry.shape[1:]) * block))
-        for first in range(0, entry.shape[0], step):
-            stop = min(first + step, entry.shape[0])
-            piece = self.file.read(self.name, first, stop)
-            if self.blocks is not None and scales is not None:
-                piece = self.blocks.dequantize(piece, scales[first // block : -(-stop // block)])
-            yield first, stop, piece
-
-
-def match_tensors(files: CheckpointFiles, shapes: Mapping[str, tuple[int, ...]], blocks: Blocks | None) -> dict[str, Source]:
-    """Find every tensor of `shapes` (by released name) in the files. Raise CheckpointError unless all match and none is over.
-
-    Packed experts may lie as released, (E, D, 2F) and (E, F, D), or the other way round. A tied checkpoint may repeat its
-    embeddings as lm_head.weight.
-    """
-    held = dict(files.where)
-    problems = _Problems(files.directory)
-    flips = _flipped_experts(held, shapes)
-    sources: dict[str, Source] = {}
-    for name, shape in shapes.items():
-        file = held.pop(name, None)
-        if file is None:
-            problems.missing.append(f"{name} {list(shape)}")
+def _check(
+    model: Qwen3VL, where: Mapping[str, TensorFile], blocks: Blocks | None, config: ModelConfig, directory: Path
+) -> set[str]:
+    """Compare names and shapes; return the parameters that lie transposed."""
+    expected = {disk_name(name): tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: where[name].entries[name].shape for name in where}
+    scales = {name for name in found if name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in expected} if blocks else set()
+    extra = set(found) - set(expected) - scales
+    if config.tie_word_embeddings and "lm_head.weight" in extra:
+        # Some tools write the tied head a second time; it must say the same as the embeddings.
+        head = where["lm_head.weight"].read("lm_head.weight")
+        name = disk_name("language_model.embed_tokens.weight")
+        if name in where and not torch.equal(head, where[name].read(name)):
+            raise CheckpointError(f"{directory}: lm_head.weight differs from the embeddings, but config.json ties them")
+        extra.discard("lm_head.weight")
+    missing = sorted(set(expected) - set(found))
+    transposed, misshapen = set(), []
+    for name in sorted(set(expected) & set(found)):
+        shape = found[name]
+        if shape == expected[name]:
             continue
-        entry = file.entries[name]
-        if name in flips:
-            shape = (shape[0], shape[2], shape[1])
-        if entry.shape != shape:
-            problems.misshapen.append(f"{name} is {list(entry.shape)}, expected {list(shape)}")
-        elif entry.dtype == torch.float8_e4m3fn:
-            scales = held.pop(name + SUFFIX, None)
-            problems.check_scales(name, shape, scales, blocks)
-            sources[name] = Source(file, name, blocks, scales, name in flips)
-            continue
-        elif entry.dtype not in WEIGHT_DTYPES.values():
-            problems.misshapen.append(f"{name} is in {_plain(entry.dtype)}, expected {' or '.join(WEIGHT_DTYPES)}")
-        sources[name] = Source(file, name, flipped=name in flips)
-    head = held.pop(HEAD, None) if HEAD not in shapes else None
-    problems.unexpected = [f"{name} {list(file.entries[name].shape)}" for name, file in held.items()]
-    problems.complain()
-    if sources[EMBEDDINGS].blocks is not None:
-        raise CheckpointError(
-            f"{files.directory}: the embeddings are in 8 bits; foveal reads them in {', '.join(WEIGHT_DTYPES)}"
-        )
-    if head is not None and not _equal(Source(head, HEAD), sources[EMBEDDINGS]):
-        raise CheckpointError(
-            f"{files.directory}: tie_word_embeddings is true in config.json, but {HEAD} differs from {EMBEDDINGS}; "
-            "set it to false to use that head, or remove the tensor"
-        )
-    return sources
-
-
-def _flipped_experts(held: Mapping[str, TensorFile], shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """List the packed experts that are stored (E, out, in).
-
-    A layer's two tensors are judged together: one alone is ambiguous where D = 2F or D = F, both at once never are.
-    """
-    flipped: set[str] = set()
-    for gate_up in (name for name in shapes if name.endswith(".experts.gate_up_proj")):
-        pair = (gate_up, gate_up.replace("gate_up_proj", "down_proj"))
-        if all(name in held for name in pair):
-            stored = [held[name].entries[name].shape for name in pair]
-            straight = [shapes[name] for name in pair]
-            if stored != straight and stored == [(e, b, a) for e, a, b in straight]:
-                flipped.update(pair)
-    return flipped
-
-
-def _equal(a: Source, b: Source) -> bool:
-    return (
-        a.file.entries[a.name].shape == b.file.entries[b.name].shape
-        and a.stored_dtype == b.stored_dtype
-        and all(torch.equal(x, y) for (_, _, x), (_, _, y) in zip(a.pieces(), b.pieces(), strict=True))
-    )
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def listed(names: list[str]) -> str:
-    """Join names for a message, the first few of many."""
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-class _Problems:
-    """What does not match, gathered so that one message names all of it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.missing: list[str] = []
-        self.misshapen: list[str] = []
-        self.unexpected: list[str] = []
-
-    def check_scales(self, name: str, shape: tuple[int, ...], scales: TensorFile | None, blocks: Blocks | None) -> None:
-        """Expect the scales of an 8-bit weight."""
-        if blocks is None:
-            self.misshapen.append(f"{name} is in float8_e4m3fn, but config.json has no quantization_config with its block size")
-        elif len(shape) < 2:
-            self.misshapen.append(f"{name} is in float8_e4m3fn, but only matrices have scales by block")
-        elif scales is None:
-            self.missing.append(f"{name}{SUFFIX} {list(blocks.grid(shape))}")
+        # Experts lie as (E, D, 2F), transposed to a Linear; tools that write them as (E, 2F, D) are understood.
+        if ".experts." in name and shape == (expected[name][0], expected[name][2], expected[name][1]):
+            transposed.add(name.removeprefix("model."))
         else:
-            entry = scales.entries[name + SUFFIX]
-            if entry.shape != blocks.grid(shape):
-                self.misshapen.append(f"{name}{SUFFIX} is {list(entry.shape)}, expected {list(blocks.grid(shape))}")
-            elif entry.dtype not in SCALE_DTYPES:
-                self.misshapen.append(
-                    f"{name}{SUFFIX} is in {_plain(entry.dtype)}, expected {', '.join(map(_plain, SCALE_DTYPES))}"
-                )
+            misshapen.append(f"{name} is {list(shape)}, expected {list(expected[name])}")
+    if transposed:
+        # A square one looks the same either way; it lies as the others do.
+        transposed |= {n.removeprefix("model.") for n in expected if ".experts." in n and expected[n][1] == expected[n][2]}
+    problems = [
+        f"{len(missing)} tensors are missing: {_some(missing)}" if missing else "",
+        f"{len(extra)} are unexpected: {_some(sorted(extra))}" if extra else "",
+        f"{len(misshapen)} have another shape: {_some(misshapen)}" if misshapen else "",
+    ]
+    if any(problems):
+        raise CheckpointError(f"{directory} does not match its config.json: {'; '.join(p for p in problems if p)}")
+    return transposed
 
-    def complain(self) -> None:
-        """Raise CheckpointError if there is anything to say."""
-        parts = []
-        text: Callable[[list[str], str], str] = lambda names, what: f"{len(names)} {what}: {listed(names)}"  # noqa: E731
-        if self.missing:
-            parts.append(text(self.missing, "missing (with the shape expected)"))
-        if self.unexpected:
-            parts.append(text(self.unexpected, "unexpected"))
-        if self.misshapen:
-            parts.append(text(self.misshapen, "of another shape or type"))
-        if not parts:
-            return
-        hint = "use the config.json that belongs to these weights"
-        if len(self.missing) == 1 and self.missing[0].startswith(HEAD):
-            hint = "if the head is the embeddings, set tie_word_embeddings to true in config.json"
-        raise CheckpointError(
-            f"the tensors in {self.directory} are not those its config.json describes; " + "; ".join(parts) + f"; {hint}"
-        )
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def _read(
+    file: TensorFile, name: str, where: Mapping[str, TensorFile], blocks: Blocks | None, dtype: torch.dtype, transposed: bool
+) -> Tensor:
+    entry = file.entries[name]
+    if entry.dtype.itemsize == 1 and entry.dtype.is_floating_point:
+        scale = name + SUFFIX
+        if blocks is None or scale not in where:
+            raise CheckpointError(f"{file.path}: {name} is stored as {entry.dtype} without {scale}; it cannot be undone")
+        scales = where[scale].read(scale)
+        if tuple(scales.shape) != blocks.grid(entry.shape):
+            raise CheckpointError(f"{scale} is {list(scales.shape)}, expected {list(blocks.grid(entry.shape))}")
+        value = blocks.dequantize(file.read(name), scales).to(dtype)
+        return value.transpose(-1, -2).contiguous() if transposed else value
+    if entry.dtype == dtype and not transposed:
+        mapped = file.mapped(name)
+        if mapped is not None:
+            return mapped
+    out = torch.empty(entry.shape, dtype=dtype)
+    if not entry.shape:
+        return out.copy_(file.read(name))
+    step = max(1, PIECE_ROWS_BYTES // max(1, entry.row_bytes))
+    for first in range(0, entry.shape[0], step):
+        stop = min(first + step, entry.shape[0])
+        out[first:stop] = file.read(name, first, stop)
+    return out.transpose(-1, -2).contiguous() if transposed else out
+
+
+def _assign(model: nn.Module, name: str, value: nn.Parameter) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, value)
+
+
+def save_model(
+    model: Qwen3VL, directory: str | Path, *, dtype: torch.dtype | None = None, max_shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write config.json and the weights in the released layout; each file is replaced whole, config.json last."""
+    wanted = dtype or model.dtype
+    config = replace(model.config, dtype=str(wanted).removeprefix("torch."))
+    parameters = dict(model.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+
+    def pieces(name: str) -> Iterable[Tensor]:
+        yield parameters[name].detach().to("cpu", wanted)
+
+    _write(Path(directory), config, shapes, wanted, pieces, max_shard_bytes)
+
+
+def new_checkpoint(
+    config: ModelConfig, directory: str | Path, *, seed: int = 0, dtype: str | None = None, overwrite: bool = False
+) -> None:
+    """Write random weights for timing, with a stand-in tokenizer and all files a checkpoint has.
+
+    One tensor's piece is in memory at a time. Raise CheckpointError for a folder in use or a disk too full.
+    """
+    from foveal.standin import write_companions
+
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
+        raise CheckpointError(f"{directory} exists and is not an empty folder; name another one")
+    config = replace(config, dtype=dtype or config.dtype)
+    wanted = getattr(torch, config.dtype)
+    parent = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    free, need = shutil.disk_usage(parent).free, config.weight_bytes() + 64 * 2**20
+    if free < need:
+        raise CheckpointError(f"{directory} needs {need:,} bytes and the disk has {free:,} free")
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in Qwen3VL(config).named_parameters()}
+
+    def pieces(name: str) -> Iterable[Tensor]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+        rows = shapes[name][0]
+        width = math.prod(shapes[name][1:])
+        step = max(1, PIECE_ROWS_BYTES // max(1, 4 * width))
+        for first in range(0, rows, step):
+            shape = (min(step, rows - first), *shapes[name][1:])
+            if name.endswith("bias"):
+                yield torch.zeros(shape, dtype=wanted)
+            elif "norm" in name:
+                yield torch.ones(shape, dtype=wanted)
+            else:
+                yield torch.empty(shape).normal_(0.0, 0.02, generator=generator).to(wanted)
+
+    _write(directory, config, shapes, wanted, pieces, SHARD_BYTES)
+    write_companions(config, directory)
+
+
+def _write(
+    directory: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, pieces: Any, limit: int
+) -> None:
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name in sorted(shapes):
+        nbytes = math.prod(shapes[name]) * dtype.itemsize
+        if shards[-1] and size + nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+        total += nbytes
+    files = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    parts: list[Path] = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for file, names in zip(files, shards, strict=True):
+            parts.append(directory / f".{file}.part")
+            tensors = {disk_name(name): (dtype, shapes[name]) for name in names}
+            own = {disk_name(name): name for name in names}
+            write_tensors(parts[-1], tensors, partial(_renamed, pieces, own), {"format": "pt"})
+        for part, file in zip(parts, files, strict=True):
+            os.replace(part, directory / file)
+        if len(files) > 1:
+            weight_map = {disk_name(name): file for file, names in zip(files, shards, strict=True) for name in names}
+            write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            (directory / SINGLE).unlink(missing_ok=True)  # other readers would look at it first
+        else:
+            (directory / INDEX).unlink(missing_ok=True)
+        write_json(directory / "config.json", config.to_dict())
+    except OSError as e:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        why = "the disk is full" if e.errno == errno.ENOSPC else e.strerror or type(e).__name__
+        raise CheckpointError(f"{directory} could not be written: {why}; what was there before is unchanged") from e
+
+
+def _renamed(pieces: Callable[[str], Iterable[Tensor]], own: Mapping[str, str], disk: str) -> Iterable[Tensor]:
+    return pieces(own[disk])
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file whole."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
