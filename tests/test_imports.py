@@ -15,28 +15,29 @@ ROOT = Path(foveal.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # Each part and what it may import of foveal, itself aside. A part that is missing here may not exist.
-HOST = {"errors", "config", "media", "patches", "tokenizer", "messages", "prompt", "thinking", "sequence"}
+HOST = {"errors", "config", "media", "patches", "sizing", "preprocessor", "tokenizer", "messages", "prompt", "sequence", "hub"}
 SPINE = HOST | {"batch", "model", "sampler", "kernels"}
 MAY = {
     "errors": set(),
     "config": {"errors"},
-    **dict.fromkeys(["media", "patches", "tokenizer", "messages", "prompt", "thinking", "sequence"], HOST),
+    **dict.fromkeys(HOST - {"errors", "config"}, HOST),
     "processor": HOST,
     "cost": HOST,
     "world": HOST,
     "kernels": HOST,
     "batch": HOST,
     "sampler": HOST,
-    "model": SPINE - {"sampler", "tokenizer", "messages", "prompt", "thinking", "media"},
+    "reply": HOST | {"sampler"},
+    "model": SPINE - {"sampler", "tokenizer", "messages", "prompt", "media"},
     "relevance": HOST | {"batch"},
-    "generate": SPINE | {"processor", "relevance", "cost"},
+    "generate": SPINE | {"processor", "reply", "relevance", "cost"},
     "engine": SPINE | {"processor", "relevance", "cost", "generate"},
     "train": SPINE | {"processor", "relevance", "cost", "generate", "world"},
     "serve": SPINE | {"processor", "relevance", "cost", "generate", "engine"},
     "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "world"},
 }
-TOP = {"__init__", "__main__", "cli", "trace"}  # may import everything
-WITHOUT_TORCH = sorted(HOST | {"processor", "cost", "world"})
+TOP = {"__init__", "__main__", "cli", "demo", "trace"}  # may import everything
+WITHOUT_TORCH = sorted(HOST | {"processor", "sampler", "reply", "cost", "world"})
 
 
 def _part(file: Path) -> str:
