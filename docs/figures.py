@@ -26,7 +26,7 @@ import foveal
 from foveal.config import PRESETS, MoeConfig, preset
 from foveal.cost import estimate
 from foveal.generate import EMBEDDED, Pipeline
-from foveal.media import Frames
+from foveal.media import Frames, load_clip, load_image
 from foveal.patches import Budget, merge_block_coords, resize, smart_resize, target_size
 from foveal.processor import Processor, Request
 from foveal.prompt import ChatTemplate, ThinkingStream, timestamp_text, timestamp_token
@@ -45,7 +45,11 @@ plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.edgecolor": INK
 def demo_request(question: str = "What is here?") -> tuple[Processor, list[Frames], Request]:
     """Lay out a question about the shipped picture and the shipped clip, as the embedded model's processor does."""
     processor = Processor.from_checkpoint(EMBEDDED)
-    frames = processor.open([PICTURE, CLIP])
+
+    def fit(n: int, h: int, w: int) -> tuple[int, int]:
+        return target_size(n, h, w, "video", processor.config.vision, processor.budget)
+
+    frames = [load_image(PICTURE), load_clip(CLIP, fit=fit)]
     content = [*({"type": f.kind, f.kind: f} for f in frames), {"type": "text", "text": question}]
     return processor, frames, processor([{"role": "user", "content": content}])
 
