@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from reprlib import repr as brief  # a value in a message must not fill the screen, nor recurse without end
 from typing import Any, Literal
 
 from foveal.errors import CheckpointError, PromptError
@@ -91,11 +92,11 @@ class Guard:
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str):
-                    raise PromptError(f"{where} has the key {key!r}; JSON keys are strings")
+                    raise PromptError(f"{where} has the key {brief(key)}; JSON keys are strings")
             return {self.name(key): self.tree(item, where, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.tree(item, where, depth + 1) for item in value]
-        raise PromptError(f"{where} holds {value!r:.80}; only JSON values can be written into a prompt")
+        raise PromptError(f"{where} holds {brief(value)}; only JSON values can be written into a prompt")
 
     def show(self, text: str) -> str:
         """Return rendered text as it is meant to be read and tokenised."""
@@ -124,13 +125,14 @@ class MessageReader:
             raise PromptError(f"{where} is a {type(message).__name__}; a message has 'role' and 'content'")
         role = message.get("role")
         if role not in ROLES:
-            raise PromptError(f"{where} has the role {role!r}; the roles are {', '.join(ROLES)}")
+            raise PromptError(f"{where} has the role {brief(role)}; the roles are {', '.join(ROLES)}")
         # Clients send back every field of a reply, most of them empty.
         fields = {key: value for key, value in message.items() if value is not None and not _is_empty_list(value)}
         fields.setdefault("reasoning_content", fields.pop("reasoning", None))
-        unknown = sorted(str(key) for key in fields if key not in self._KEYS)
-        if unknown:
-            raise PromptError(f"{where} has the unknown key {unknown[0]!r}; a message may have {', '.join(sorted(self._KEYS))}")
+        unknown = next((key for key in fields if key not in self._KEYS), None)
+        if unknown is not None:
+            known = ", ".join(sorted(self._KEYS))
+            raise PromptError(f"{where} has the unknown key {brief(unknown)}; a message may have {known}")
         out: dict[str, Any] = {"role": role, "content": self._content(fields, where, kinds)}
         reasoning = fields.get("reasoning_content")
         if reasoning is not None:
@@ -210,14 +212,14 @@ def _read_part(part: Any, where: str) -> tuple[Literal["text", "image", "video"]
         declared = present[0]
     if declared in _TEXT_TYPES:
         if present != ["text"]:
-            raise PromptError(f"{where} is of type {declared!r} and has {', '.join(present) or 'no text'}; give it 'text'")
+            raise PromptError(f"{where} is of type {brief(declared)} and has {', '.join(present) or 'no text'}; give it 'text'")
         return "text", _string(part["text"], f"the text of {where}"), {}
     if not isinstance(declared, str) or declared not in _MEDIA_KEYS:
-        raise PromptError(f"{where} is of the unknown type {declared!r}; the types are text, {', '.join(_MEDIA_KEYS)}")
+        raise PromptError(f"{where} is of the unknown type {brief(declared)}; the types are text, {', '.join(_MEDIA_KEYS)}")
     kind = _MEDIA_KEYS[declared]
     others = [key for key in present if _MEDIA_KEYS.get(key) != kind]
     if others:
-        raise PromptError(f"{where} is of type {declared!r} and has {others[0]!r}; give each its own part")
+        raise PromptError(f"{where} is of type {brief(declared)} and has {others[0]!r}; give each its own part")
     sources = [part[key] for key in (*present, "url", "path") if part.get(key) is not None]
     if len(sources) > 1:
         raise PromptError(f"{where} names {len(sources)} sources; a part holds one picture or clip")
@@ -226,7 +228,7 @@ def _read_part(part: Any, where: str) -> tuple[Literal["text", "image", "video"]
         options = {key: value for key, value in source.items() if key != "url"}
         source = source.get("url")
         if source is None:
-            raise PromptError(f"{where} has {declared!r} without 'url'")
+            raise PromptError(f"{where} has {brief(declared)} without 'url'")
     options |= {key: value for key, value in part.items() if key not in ("type", "url", "path", *_MEDIA_KEYS)}
     return kind, source, options
 
@@ -260,7 +262,7 @@ def read_tools(tools: Seq[Mapping[str, Any]] | None, guard: Guard) -> list[dict[
     """Check tool definitions and copy them with everything in them hidden."""
     if tools is None:
         return None
-    if isinstance(tools, str | Mapping) or not all(isinstance(tool, Mapping) for tool in tools):
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise PromptError("tools are a list of JSON schemas, such as {'type': 'function', 'function': {...}}")
     return [guard.tree(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
 
