@@ -14,7 +14,7 @@ from PIL import Image
 
 from foveal.errors import MediaError
 from foveal.media import ClipSampling, Limits, load, load_clip, load_image
-from tests.media_files import animation, barcode, clip, encode, gradient, read_barcodes
+from tests.media_files import animation, barcode, clip, encode, gradient, read_barcodes, rotate_mp4
 
 ALL = ClipSampling(num_frames=1000)
 LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
@@ -141,7 +141,14 @@ def test_http(server: str) -> None:
         load(server + "/a.png", limits=Limits(max_bytes=50))
 
 
-CONTAINERS = [("mp4", "libx264"), ("matroska", "libx264"), ("mpegts", "libx264"), ("avi", "mpeg4"), ("mpeg", "mpeg2video")]
+CONTAINERS = [
+    ("mp4", "libx264"),
+    ("matroska", "libx264"),
+    ("mpegts", "libx264"),
+    ("avi", "mpeg4"),
+    ("mpeg", "mpeg2video"),
+    ("avi", "libx264"),
+]
 
 
 @pytest.mark.timeout(30)
@@ -171,3 +178,11 @@ def test_range_uneven_times_and_odd_sizes() -> None:
     uneven = load_clip(clip(10, stamps=stamps), sampling=ClipSampling(num_frames=4))
     assert set(read_barcodes(uneven.pixels)) == {0, 5, 6, 9}  # targets are even in time: 0, 86.7, 173.3 and 260
     assert load_clip(clip(3, size=(33, 81), pixel_format="yuv444p")).pixels.shape == (3, 33, 81, 3)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_of_the_display_matrix(degrees: int) -> None:
+    frames = load_clip(rotate_mp4(clip(2), degrees))
+    upright = np.rot90(frames.pixels, degrees // 90, axes=(1, 2))  # np turns against the clock: back again
+    assert read_barcodes(upright) == [0, 1]
+    assert frames.source_size == ((32, 80) if degrees == 180 else (80, 32))
