@@ -81,27 +81,26 @@ def reached(part: str, imports: dict[str, set[str]]) -> set[str]:
 def architecture() -> Figure:
     """Show which part of the package imports which, read from the source; below the diagonal is below in the layers."""
     imports: dict[str, set[str]] = {}
-    lines: dict[str, int] = {}
     for file in sorted(ROOT.rglob("*.py")):
         part = file.relative_to(ROOT).parts[0].removesuffix(".py")
         if part.startswith("__") or part == "demo":
             continue
-        lines[part] = lines.get(part, 0) + len(file.read_text().splitlines())
+        found = imports.setdefault(part, set())
         for node in needed(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foveal"):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
-                imports.setdefault(part, set()).update(name.split(".")[1] for name in names)
-    imports = {part: (imports.get(part, set()) & lines.keys()) - {part} for part in lines}
+                found.update(name.split(".")[1] for name in names)
+    imports = {part: (found & imports.keys()) - {part} for part, found in imports.items()}
     rank: dict[str, int] = {}
-    while len(rank) < len(lines):
+    while len(rank) < len(imports):
         # Lowest first; parts that need each other count as one and come together.
-        left = lines.keys() - rank.keys()
+        left = imports.keys() - rank.keys()
         needs = {part: reached(part, imports) & left for part in left}
         lowest = min(sorted(left), key=lambda part: len(needs[part]))
         rank |= dict.fromkeys(needs[lowest], max(rank.values(), default=-1) + 1)
-    order = sorted(lines, key=lambda part: (rank[part], part))
+    order = sorted(imports, key=lambda part: (rank[part], part))
     at = {part: i for i, part in enumerate(order)}
-    figure, axes = plt.subplots(figsize=(7.6, 6.4))
+    figure, axes = plt.subplots(figsize=(7.0, 6.6))
     for i, part in enumerate(order):
         if rank[part] % 2 == 0:
             axes.axhspan(i - 0.5, i + 0.5, color="#f1f4f8", zorder=0)
@@ -111,7 +110,7 @@ def architecture() -> Figure:
     size = len(order)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
     axes.set_xticks(range(size), order, rotation=90)
-    axes.set_yticks(range(size), [f"{part}  ({lines[part]} lines)" for part in order])
+    axes.set_yticks(range(size), order)
     axes.set_title("a dot: the part in this row imports the part in this column\n"
                    "(lowest first; a dot above the diagonal: two parts that need each other)")  # fmt: skip
     return figure
