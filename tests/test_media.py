@@ -84,8 +84,20 @@ def test_bad_sources(tmp_path: Path) -> None:
     empty = tmp_path / "empty.png"
     empty.touch()
     png = encode(gradient(), "PNG")
-    sources: tuple[Any, ...] = (path, str(path), path.as_uri(), data, bytearray(data), memoryview(data), url, gradient())
-    for source in sources:
+    broken: tuple[Any, ...] = (
+        b"",
+        empty,
+        tmp_path,
+        tmp_path / "none",
+        png[:60],
+        b"hello",
+        clip(3)[:200],
+        [],
+        "ftp://a/b",
+        "data:x",
+        3,
+    )
+    for source in broken:
         with pytest.raises(MediaError):
             load(source)
     with pytest.raises(MediaError, match="picture was expected"):
