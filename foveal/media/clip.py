@@ -1,169 +1,217 @@
-"""Decode clips with PyAV: a scan of presentation times, then only the frames wanted, by seeking where that saves work."""
+"""Clips: plan which frames are where, choose some, decode only those.
+
+When each frame is shown must be known before any is chosen. The container's index tells for the usual file; otherwise all
+packets are read, without decoding. Containers and indices lie, so the plan is checked against the frames that come out, and
+on a contradiction the next, more careful plan is made: index, packets, packets without seeking, counting.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from foveal.errors import MediaError, MissingDependency
-from foveal.media.kinds import CLIPS
+from foveal.errors import MediaError
+from foveal.media.boxes import check_boxes
+from foveal.media.container import Container
+from foveal.media.cursor import COUNTED, SEEK_BY_BYTE, Contradiction, Cursor, Plan
 from foveal.media.sampling import ClipSampling, Timeline, choose
 from foveal.media.source import Source
 from foveal.media.values import Deadline, Fit, Frames, Limits, resized, target_size
+
+_FALLBACK_FPS = Fraction(25)  # of a raw stream that does not tell
 
 
 def load_video(
     source: Source, kind: str, sampling: ClipSampling, limits: Limits, fit: Fit | None, deadline: Deadline
 ) -> Frames:
     """Decode the frames of a video file that `sampling` chooses."""
-    try:
-        import av
-    except ImportError:
-        raise MissingDependency("PyAV", "video", "reading a clip") from None
-    name = source.name
-    try:
-        with source.open() as file, av.open(file, format=CLIPS[kind], metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise MediaError(f"{name}: this {kind} file holds no video stream")
-            stream = container.streams.video[0]
-            return _Reader(container, stream, name, limits, deadline).read(sampling, fit)
-    except av.FFmpegError as e:
-        raise MediaError(f"{name}: this {kind} clip is damaged or cut off ({type(e).__name__})") from e
-    except (ValueError, OverflowError, IndexError, UnicodeDecodeError) as e:
-        if isinstance(e, MediaError | MissingDependency):
-            raise
-        raise MediaError(f"{name}: this {kind} clip is damaged ({type(e).__name__})") from e
+    return _Clip(source, kind, limits, deadline).read(sampling, fit)
 
 
-class _Reader:
-    """One pass over one stream."""
+def probe_video(
+    source: Source, kind: str, sampling: ClipSampling, limits: Limits, deadline: Deadline
+) -> tuple[tuple[int, int], np.ndarray]:
+    """Return the upright (height, width) and the times_s (n,) `load_video` would give, for the price of one frame."""
+    return _Clip(source, kind, limits, deadline).probe(sampling)
 
-    def __init__(self, container: Any, stream: Any, name: str, limits: Limits, deadline: Deadline) -> None:
-        self.container, self.stream, self.name, self.limits, self.deadline = container, stream, name, limits, deadline
-        stream.thread_type = "AUTO"
-        self._check_header()
 
-    def _check_header(self) -> None:
-        context = self.stream.codec_context
-        if context is None:
-            raise MediaError(f"{self.name}: its video is in a format this PyAV cannot decode")
-        if context.width and context.height:
-            self.limits.check_size(self.name, context.height, context.width, self.limits.max_frame_pixels)
-        if self.stream.frames:
-            self.limits.check_frames(self.name, self.stream.frames)
-        if self.container.duration:
-            self.limits.check_duration(self.name, self.container.duration / 1_000_000)
+class _Clip:
+    """One video file; every attempt at it opens it anew."""
+
+    def __init__(self, source: Source, kind: str, limits: Limits, deadline: Deadline) -> None:
+        self._source, self._kind, self._limits, self._deadline = source, kind, limits, deadline
+        self._name = source.name
+        if kind == "MP4/QuickTime":
+            with source.open() as file:
+                check_boxes(file, source.size, self._name, limits, deadline)
 
     def read(self, sampling: ClipSampling, fit: Fit | None) -> Frames:
-        pts, keys, last_duration = self._scan()
-        base = self.stream.time_base or Fraction(1, 1000)
-        # Exact fractions, rounded once: at a constant rate the time is index / rate to the last bit.
-        times = np.array([float((p - pts[0]) * base) for p in pts])
-        duration = times[-1] + float(last_duration * base)
-        self.limits.check_duration(self.name, duration)
-        chosen = choose(Timeline(times, duration, _rate(pts, base)), sampling, self.name)
-        frames, shown, original = [], [], None
-        size: tuple[int, int] | None = None
-        for index, frame in self._decode([pts[i] for i in chosen], keys):
-            pixels = _upright(frame)
-            if original is None:
-                original = pixels.shape[:2]
-                self.limits.check_size(self.name, *original, self.limits.max_frame_pixels)
-                size = target_size(self.name, fit, len(chosen), *original, self.limits)
-            assert size is not None
-            frames.append(resized(pixels, size))
-            shown.append(times[chosen[index]])
-        if original is None:
-            raise MediaError(f"{self.name}: none of its {len(pts)} frames could be decoded; the clip is damaged")
-        return Frames(np.stack(frames), np.array(shown), "video", original, self.name)
+        for plan in self._plans(sampling):
+            chosen = choose(plan.timeline, sampling, self._name)
+            with contextlib.suppress(Contradiction), self._open() as container:
+                return self._decode(container, plan, chosen, fit)
+        raise self._undecodable()
 
-    def _scan(self) -> tuple[list[int], list[int], int]:
-        """Read packet headers: presentation times in order, those of keyframes, and the last frame's duration."""
-        pts: list[int] = []
-        keys: list[int] = []
-        duration = 0
-        for count, packet in enumerate(self.container.demux(self.stream)):
-            if count % 64 == 0:
-                self.deadline.check()
-            when = packet.pts if packet.pts is not None else packet.dts
-            if when is None or not packet.size:
-                continue
-            pts.append(when)
-            duration = packet.duration or duration
-            if packet.is_keyframe:
-                keys.append(when)
-            self.limits.check_frames(self.name, len(pts))
-        if not pts:
-            raise MediaError(f"{self.name}: holds no frame of video")
-        ordered = sorted(set(pts))
-        return ordered, sorted(keys), duration or (ordered[-1] - ordered[-2] if len(ordered) > 1 else 0)
+    def probe(self, sampling: ClipSampling) -> tuple[tuple[int, int], np.ndarray]:
+        for plan in self._plans(sampling):
+            chosen = choose(plan.timeline, sampling, self._name)
+            with contextlib.suppress(Contradiction), self._open() as container:
+                for _, frame in Cursor(container, plan).select(chosen[:1]):
+                    height, width = self._pixels(container, frame).shape[:2]
+                    return (height, width), plan.timeline.times_s[chosen]
+        raise self._undecodable()
 
-    def _decode(self, targets: list[int], keys: list[int]) -> Iterator[tuple[int, Any]]:
-        """Yield (index into targets, frame); a target that cannot be decoded is left out.
+    def _open(self) -> Container:
+        return Container(self._source, self._kind, self._limits, self._deadline)
 
-        Seek only when a keyframe lies between where the decoder is and the next target: otherwise going on is cheaper.
+    def _undecodable(self, what: str = "none of its frames") -> MediaError:
+        return MediaError(f"{self._name}: found {self._kind}, but {what} could be decoded; it is damaged or cut off")
+
+    # --- planning ---------------------------------------------------------------------------------------------------
+
+    def _plans(self, sampling: ClipSampling) -> Iterator[Plan]:
+        with self._open() as container, container.guarded():
+            promised = container.stream.frames or 0
+            rate = container.stream.guessed_rate
+            indexed = self._from_index(container)
+        if indexed is not None:
+            yield indexed
+        with self._open() as container, container.guarded():
+            scanned, found = self._from_packets(container)
+        end_s = scanned.timeline.duration_s
+        if self._kind == "MP4/QuickTime" and found < promised and (sampling.end_s is None or sampling.end_s > end_s):
+            raise MediaError(
+                f"{self._name}: is cut off: its header promises {promised} frames, {found} are there; "
+                f"get the whole file, or ask for its first {end_s:.2f} s only"
+            )
+        yield scanned
+        if scanned.stamps is not None and scanned.keys:
+            yield replace(scanned, keys=[])
+        if scanned.stamps is not None and self._kind in COUNTED:
+            yield self._counted(len(scanned.stamps), rate)
+
+    def _from_index(self, container: Container) -> Plan | None:
+        """Infer the plan when the index lists every frame and the frames are evenly spaced; else None.
+
+        An MP4's index holds decoding times, which are the presentation times in another order, plus a constant.
         """
-        here: int | None = None
-        todo = list(enumerate(targets))
-        frames: Iterator[Any] | None = None
-        while todo:
-            target = todo[0][1]
-            before = keys[max(bisect_right(keys, target) - 1, 0)] if keys else targets[0]
-            if frames is None or here is None or before > here:
-                frames = self._from(before)
-            progress = False
-            for frame in frames:
-                self.deadline.check()
-                if frame.pts is None:
-                    continue
-                here, progress = frame.pts, True
-                while todo and todo[0][1] < here:
-                    todo.pop(0)  # lost to damage: the decoder is past it
-                if todo and todo[0][1] == here:
-                    yield todo.pop(0)[0], frame
-                if not todo or self._worth_seeking(todo[0][1], here, keys):
-                    break
-            else:
-                if todo and not progress:
-                    todo.pop(0)
-                frames, here = None, None
-                if progress and todo:
-                    todo = [t for t in todo if keys and keys[max(bisect_right(keys, t[1]) - 1, 0)] > before]
+        stream = container.stream
+        entries = getattr(stream, "index_entries", None)  # from PyAV 17.0.1
+        if not entries or len(entries) != stream.frames or stream.start_time is None or not stream.time_base:
+            return None
+        stamps = np.empty(len(entries), np.int64)
+        keys: list[tuple[int, int]] = []
+        for i, entry in enumerate(entries):
+            if entry.is_discard:
+                return None
+            stamps[i] = entry.timestamp
+            if entry.is_keyframe:
+                keys.append((i, entry.timestamp))
+        steps = np.diff(stamps)
+        if len(steps) == 0 or steps[0] <= 0 or (steps != steps[0]).any():
+            return None
+        start, step = int(stream.start_time), int(steps[0])
+        timeline = self._even(len(entries), 1 / (step * stream.time_base))
+        return Plan(range(start, start + len(entries) * step, step), keys, timeline, proven=False)
 
-    def _worth_seeking(self, target: int, here: int, keys: list[int]) -> bool:
-        return bool(keys) and keys[max(bisect_right(keys, target) - 1, 0)] > here
+    def _from_packets(self, container: Container) -> tuple[Plan, int]:
+        """Read all packets without decoding. Also return how many there are, those that are not shown included."""
+        stamps: list[int] = []
+        keys: list[tuple[int, int]] = []
+        found = last_duration = 0
+        for packet in container.packets():
+            if packet is None or not packet.size or packet.is_corrupt:
+                continue
+            found += 1
+            self._limits.check_frames(self._name, found)
+            if packet.pts is None or packet.is_discard:
+                continue
+            stamps.append(packet.pts)
+            last_duration = packet.duration or last_duration
+            where = packet.pos if self._kind in SEEK_BY_BYTE else packet.pts
+            if packet.is_keyframe and where is not None:
+                keys.append((packet.pts, where))
+        if not found:
+            raise MediaError(f"{self._name}: found {self._kind} without a single frame of video; it is cut off or damaged")
+        stream = container.stream
+        if not stamps or not stream.time_base:
+            return self._counted(found, stream.guessed_rate), found
+        rising = sorted(set(stamps))
+        timeline = self._timeline(rising, last_duration, stream.time_base, (stream.average_rate, stream.guessed_rate))
+        keys_by_index = [(bisect_left(rising, stamp), where) for stamp, where in sorted(keys)]
+        return Plan(rising, keys_by_index, timeline, proven=True), found
 
-    def _from(self, pts: int) -> Iterator[Any]:
-        with contextlib.suppress(PermissionError):  # a raw stream cannot seek: it is decoded from where it is
-            self.container.seek(pts, stream=self.stream, backward=True)
-        import av
+    def _timeline(self, stamps: list[int], last_duration: int, base: Fraction, rates: tuple[Fraction | None, ...]) -> Timeline:
+        span_s = (stamps[-1] - stamps[0]) * base
+        self._limits.check_duration(self._name, float(span_s))
+        rate = _constant_rate(stamps, base, rates)
+        if rate is not None:
+            return self._even(len(stamps), rate)
+        # Stamps are exact fractions of a second; one division rounds each once.
+        times = np.array([(stamp - stamps[0]) * base.numerator for stamp in stamps], np.float64) / base.denominator
+        gap_s = last_duration * base or (span_s / (len(stamps) - 1) if len(stamps) > 1 else 1 / _FALLBACK_FPS)
+        return Timeline(times, float(span_s + gap_s), None)
 
-        for packet in self.container.demux(self.stream):
-            self.deadline.check()
-            try:
-                yield from packet.decode()
-            except av.InvalidDataError:
-                continue  # one damaged packet: later keyframes may be whole
+    def _even(self, frames: int, rate: Fraction) -> Timeline:
+        """Give frame i the time i / rate, rounded once."""
+        duration_s = float(frames / rate)
+        self._limits.check_duration(self._name, duration_s)
+        times = np.arange(frames, dtype=np.float64) * rate.denominator / rate.numerator
+        return Timeline(times, duration_s, float(rate))
 
+    def _counted(self, frames: int, rate: Fraction | None) -> Plan:
+        return Plan(None, [], self._even(frames, rate or _FALLBACK_FPS), proven=True)
 
-def _rate(pts: list[int], base: Fraction) -> float | None:
-    """Frames a second if they are evenly spaced, to within the rounding of the container's clock."""
-    if len(pts) < 2:
-        return None
-    gaps = np.diff(pts)
-    if gaps.max() - gaps.min() > 1:
-        return None
-    return float((len(pts) - 1) / ((pts[-1] - pts[0]) * base))
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def _decode(self, container: Container, plan: Plan, chosen: np.ndarray, fit: Fit | None) -> Frames:
+        pixels: np.ndarray | None = None
+        source_size = size = (0, 0)
+        shown: list[int] = []
+        for index, frame in Cursor(container, plan).select(chosen):
+            rgb = self._pixels(container, frame)
+            if pixels is None:
+                source_size = (rgb.shape[0], rgb.shape[1])
+                size = target_size(self._name, fit, len(chosen), *source_size, self._limits)
+                pixels = np.empty((len(chosen), *size, 3), np.uint8)
+            elif rgb.shape[:2] != source_size:
+                raise MediaError(
+                    f"{self._name}: its frames change from {source_size[1]} x {source_size[0]} to {rgb.shape[1]} x "
+                    f"{rgb.shape[0]} pixels at {plan.timeline.times_s[index]:.2f} s; cut it there"
+                )
+            pixels[len(shown)] = resized(rgb, size)
+            shown.append(index)
+        if pixels is None or 2 * len(shown) < len(chosen):
+            raise self._undecodable(f"only {len(shown)} of the {len(chosen)} frames chosen from it")
+        return Frames(pixels[: len(shown)], plan.timeline.times_s[shown], "video", source_size, self._name)
+
+    def _pixels(self, container: Container, frame: Any) -> np.ndarray:
+        self._limits.check_size(self._name, frame.height, frame.width, self._limits.max_frame_pixels)
+        with container.guarded():
+            return _upright(frame)
 
 
 def _upright(frame: Any) -> np.ndarray:
-    """Return (H, W, 3) uint8, turned by the file's display matrix."""
-    pixels = frame.to_ndarray(format="rgb24")
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns and math.isfinite(turns) else pixels
+    """Return (H, W, 3) uint8, turned by the file's display matrix, whose angle counts counterclockwise."""
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _constant_rate(stamps: list[int], base: Fraction, candidates: tuple[Fraction | None, ...]) -> Fraction | None:
+    """Return the rate from whose even spacing no stamp is off by more than one tick of the container's clock, if any."""
+    known = [rate for rate in candidates if rate and rate > 0]
+    if len(stamps) < 2:
+        return next(iter(known), None)
+    span = stamps[-1] - stamps[0]
+    ticks = np.array([stamp - stamps[0] for stamp in stamps], np.float64)
+    for rate in (*known, Fraction(len(stamps) - 1) / (span * base)):
+        if np.abs(ticks - np.arange(len(stamps)) * float(1 / (rate * base))).max() <= 1.0:
+            return rate
+    return None

@@ -23,6 +23,12 @@ CLIPS = {
     "raw H.264": "h264",
     "raw HEVC": "hevc",
 }
+# FFmpeg's decoders that may run. It has hundreds more, for formats nobody records in and few people test.
+CODECS = (
+    "h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "theora", "prores", "dnxhd",
+    "ffv1", "h263", "flv", "msmpeg4", "msmpeg4v2", "wmv1", "wmv2", "wmv3", "vc1", "rawvideo", "huffyuv", "ffvhuff", "qtrle",
+    "png",
+)  # fmt: skip
 READABLE = (
     "foveal reads PNG, JPEG, WebP, GIF, BMP and TIFF pictures, and MP4, MOV, WebM, MKV, AVI, MPEG, FLV, Ogg and WMV clips"
 )

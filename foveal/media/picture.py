@@ -1,123 +1,174 @@
-"""Decode pictures with Pillow: upright, RGB, alpha flattened on white; animations as clips."""
+"""Pictures: Pillow decodes, one plugin chosen by the file's first bytes; upright, on white, RGB."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from foveal.errors import MediaError
+from foveal.media import headers
+from foveal.media.headers import Header
 from foveal.media.sampling import ClipSampling, Timeline, choose
 from foveal.media.values import Deadline, Fit, Frames, Limits, resized, target_size
 
-# What browsers do with animations that name no duration.
-_DEFAULT_FRAME_S = 0.1
-
-
-@contextlib.contextmanager
-def _opened(data: bytes, kind: str, name: str) -> Iterator[Image.Image]:
-    """Open with one decoder only, and turn whatever it raises into a MediaError with words of our own."""
-    try:
-        with warnings.catch_warnings():
-            # Our own pixel limit is checked on the header before anything is decoded.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=[kind]) as image:
-                yield image
-    except MediaError:
-        raise
-    except MemoryError as e:
-        raise MediaError(f"{name}: not enough memory to decode it") from e
-    except Image.DecompressionBombError as e:
-        raise MediaError(f"{name}: its header announces more pixels than any limit allows; it is damaged or hostile") from e
-    except UnidentifiedImageError as e:
-        raise MediaError(f"{name}: begins like {kind} but is damaged or cut off") from e
-    except Exception as e:
-        # Pillow's decoders raise almost anything on damaged data (OSError, SyntaxError, struct.error, IndexError, ...),
-        # and their texts may hold addresses: name the type only.
-        raise MediaError(f"{name}: this {kind} is damaged or cut off ({type(e).__name__})") from e
+# Image.open is not used: it tries other formats, and compares sizes with a module global where we have Limits.
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
 
 
 def load_picture(data: bytes, kind: str, name: str, limits: Limits) -> Frames:
-    """Decode the first frame of a picture file."""
-    with _opened(data, kind, name) as image:
-        width, height = image.size
-        limits.check_size(name, height, width, limits.max_pixels)
-        limits.check_output(name, 1, height, width)
+    """Decode a still picture, or the first frame of an animated one."""
+    deadline = Deadline(name, limits.timeout_s)
+    header = _read_header(data, kind, name, limits, deadline)
+    limits.check_output(name, 1, header.height, header.width)
+    with _decoding(kind, name):
+        image = _open(kind, header, name, limits)
         image.load()
-        pixels = to_rgb(image)
-    return Frames(pixels[None], np.zeros(1), "image", pixels.shape[:2], name)
+        pixels = upright(to_rgb(image, name, bits=header.bits, inverted=header.inverted), header.orientation)
+    return _one_frame(pixels, name)
 
 
-def from_pil(image: Image.Image, limits: Limits) -> Frames:
-    """Take a PIL image as it is."""
-    name = "PIL image"
-    limits.check_size(name, image.height, image.width, limits.max_pixels)
-    try:
-        image.load()
-        pixels = to_rgb(image)
-    except (OSError, ValueError, SyntaxError) as e:
-        raise MediaError(f"{name}: cannot be decoded ({type(e).__name__})") from e
-    return Frames(pixels[None], np.zeros(1), "image", pixels.shape[:2], name)
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Turn any mode Pillow reads into (H, W, 3) uint8, upright by EXIF, transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    mode = image.mode
-    if mode.startswith(("I", "F")):
-        return np.repeat(_grey_to_8_bits(np.asarray(image), mode)[:, :, None], 3, axis=2)
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
-
-
-def _grey_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale 16-bit grey by its type's range (>> 8), not by its content; wider and float modes hold 0..65535 or 0..1 or 0..255."""
-    if mode.startswith("I;16"):
-        return (values.astype(np.uint16) >> 8).astype(np.uint8)
-    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    top = values.max(initial=0.0)
-    scale = 255.0 if mode == "F" and top <= 1.0 else 1.0 if top <= 255.0 else 255.0 / 65535.0
-    return np.clip(values * scale, 0, 255).astype(np.uint8)
-
-
-def is_animated(data: bytes, kind: str, name: str) -> bool:
-    """Tell whether a picture file holds more than one frame."""
-    with _opened(data, kind, name) as image:
-        return getattr(image, "n_frames", 1) > 1
+def probe_picture(data: bytes, kind: str, name: str, limits: Limits) -> tuple[int, int]:
+    """Return the upright (height, width) `load_picture` would give, without decoding anything."""
+    header = _read_header(data, kind, name, limits, Deadline(name, limits.timeout_s))
+    with _decoding(kind, name):
+        _open(kind, header, name, limits)
+    return header.upright_size
 
 
 def load_animation(
     data: bytes, kind: str, name: str, sampling: ClipSampling, limits: Limits, fit: Fit | None, deadline: Deadline
 ) -> Frames:
-    """Decode the frames of an animated GIF, WebP or PNG; their durations give the times."""
-    with _opened(data, kind, name) as image:
-        width, height = image.size
-        limits.check_size(name, height, width, limits.max_frame_pixels)
-        count = getattr(image, "n_frames", 1)
-        limits.check_frames(name, count)
-        starts, now = [], 0.0
-        for i in range(count):
+    """Decode the chosen frames of an animated GIF, WebP or PNG. Those before them are decoded too: each builds on the last."""
+    header = _read_header(data, kind, name, limits, deadline)
+    if not header.delays_s:
+        raise MediaError(f"{name}: is a {kind} picture that does not move where a clip was expected; give it as a picture")
+    limits.check_size(name, header.height, header.width, limits.max_frame_pixels)
+    limits.check_frames(name, len(header.delays_s))
+    ends = list(accumulate(header.delays_s))
+    limits.check_duration(name, float(ends[-1]))
+    rate = float(1 / header.delays_s[0]) if len(set(header.delays_s)) == 1 else None
+    timeline = Timeline(np.array([0.0, *map(float, ends[:-1])]), float(ends[-1]), rate)
+    chosen = choose(timeline, sampling, name)
+    size = target_size(name, fit, len(chosen), *header.upright_size, limits)
+
+    pixels = np.empty((len(chosen), *size, 3), np.uint8)
+    slots = {int(frame): slot for slot, frame in enumerate(chosen)}
+    with _decoding(kind, name):
+        image = _open(kind, header, name, limits)
+        for frame in range(int(chosen[-1]) + 1):
             deadline.check()
-            image.seek(i)
-            starts.append(now)
-            shown = float(image.info.get("duration") or 0) / 1000
-            now += shown if shown > 0 else _DEFAULT_FRAME_S
-            limits.check_duration(name, now)
-        times = np.array(starts)
-        gaps = np.diff([*starts, now])
-        even = bool(len(gaps)) and float(np.ptp(gaps)) < 1e-9
-        chosen = choose(Timeline(times, now, 1 / gaps[0] if even else None), sampling, name)
-        size = target_size(name, fit, len(chosen), height, width, limits)
-        frames = []
-        for i in chosen:
-            deadline.check()
-            image.seek(int(i))
-            frames.append(resized(to_rgb(image), size))
-    return Frames(np.stack(frames), times[chosen], "video", (height, width), name)
+            image.seek(frame + header.first)
+            image.load()  # also when it is not wanted, so that no step decodes many
+            if frame in slots:
+                rgb = upright(to_rgb(image, name), header.orientation)
+                if rgb.shape[:2] != header.upright_size:
+                    raise MediaError(f"{name}: frame {frame} has another size than the {kind} header gives; it is damaged")
+                pixels[slots[frame]] = resized(rgb, size)
+    return Frames(pixels, timeline.times_s[chosen], "video", header.upright_size, name)
+
+
+def from_pil(image: Image.Image, limits: Limits) -> Frames:
+    """Take a PIL image: its current frame, turned upright when it carries an EXIF orientation."""
+    name = "PIL image"
+    limits.check_size(name, image.height, image.width, limits.max_pixels)
+    with _decoding(image.format or "PIL", name):
+        image.load()
+        orientation = image.getexif().get(0x0112, 1)
+        return _one_frame(upright(to_rgb(image, name), orientation if isinstance(orientation, int) else 1), name)
+
+
+def _one_frame(pixels: np.ndarray, name: str) -> Frames:
+    return Frames(pixels[None], np.zeros(1), "image", (pixels.shape[0], pixels.shape[1]), name)
+
+
+def _read_header(data: bytes, kind: str, name: str, limits: Limits, deadline: Deadline) -> Header:
+    header = headers.read(kind, data, name, deadline)
+    limits.check_size(name, header.height, header.width, limits.max_pixels)
+    return header
+
+
+def _open(kind: str, header: Header, name: str, limits: Limits) -> ImageFile.ImageFile:
+    image = _PLUGINS[kind](io.BytesIO(header.body))
+    if image.size != (header.width, header.height):  # two readers of one file that disagree are how limits are passed by
+        limits.check_size(name, image.height, image.width, limits.max_pixels)
+    return image
+
+
+@contextmanager
+def _decoding(kind: str, name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into MediaError, without its text: that may hold addresses and paths."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except MemoryError as e:
+        raise MediaError(f"{name}: there is not enough memory to decode this {kind} picture; make it smaller") from e
+    except Exception as e:  # plugins raise nearly every type there is on damaged files
+        cut = isinstance(e, EOFError) or "truncated" in str(e).lower()
+        found = "is truncated" if cut else "cannot be decoded: it is damaged, or of a rare kind"
+        raise MediaError(f"{name}: found a {kind} picture, but it {found}") from e
+
+
+def to_rgb(image: Image.Image, name: str, *, bits: int = 16, inverted: bool = False) -> np.ndarray:
+    """Return (H, W, 3) uint8. Alpha is flattened on white; grey samples of more than 8 bits keep their upper 8."""
+    transparency = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image)
+        grey = (samples >> (bits - 8)).astype(np.uint8)
+        if inverted:  # Pillow inverts 8-bit samples of this kind itself, and these not
+            grey = 255 - grey
+        if isinstance(transparency, int):
+            grey[samples == transparency] = 255
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        what = "32-bit integer" if image.mode == "I" else "floating-point"
+        raise MediaError(f"{name}: found {what} samples, which have no agreed white; convert the picture to 8 or 16 bits")
+    if image.mode == "RGB" and isinstance(transparency, tuple) and max(transparency) > 255:
+        image = image.copy()  # a 16-bit colour, and Pillow has kept the upper 8 bits of the pixels
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size, (255, 255, 255))
+        image.paste(rgba, mask=rgba.getchannel("A"))
+    return np.array(image.convert("RGB"))
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation (1 to 8) to (H, W, 3); other values change nothing."""
+    match orientation:
+        case 2:
+            pixels = pixels[:, ::-1]
+        case 3:
+            pixels = pixels[::-1, ::-1]
+        case 4:
+            pixels = pixels[::-1]
+        case 5:
+            pixels = pixels.swapaxes(0, 1)
+        case 6:
+            pixels = np.rot90(pixels, -1)
+        case 7:
+            pixels = pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            pixels = np.rot90(pixels, 1)
+    return np.ascontiguousarray(pixels)

@@ -1,4 +1,4 @@
-"""What media.py hands on, and what bounds it: Frames, Limits, and the clock of one load."""
+"""What media.py hands on, and what bounds it: Frames, Probe, Limits, and the clock of one load."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ class Frames:
     """
 
     pixels: np.ndarray
+    times_s: np.ndarray
+    kind: Literal["image", "video"]
+    source_size: tuple[int, int]
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What `Frames` of a source would be, the pixels aside; the fields are those of `Frames`."""
+
     times_s: np.ndarray
     kind: Literal["image", "video"]
     source_size: tuple[int, int]
