@@ -24,13 +24,13 @@ from matplotlib.patches import Rectangle
 
 import foveal
 from foveal.config import PRESETS, MoeConfig, preset
-from foveal.cost import estimate
+from foveal.cost import DecoderFlops, VisionFlops, estimate
 from foveal.generate import EMBEDDED, Pipeline
 from foveal.media import Frames, load_clip, load_image
 from foveal.patches import Budget, merge_block_coords, resize, smart_resize, target_size
 from foveal.processor import Processor, Request
 from foveal.prompt import ChatTemplate, ThinkingStream, timestamp_text, timestamp_token
-from foveal.sequence import TextSegment, VisionSegment, build
+from foveal.sequence import RULES, Segment, TextSegment, VisionSegment, build
 
 ROOT = Path(foveal.__file__).parent
 OUT = Path(__file__).parent / "figures"
@@ -158,13 +158,14 @@ def shapes() -> Figure:
 def positions() -> Figure:
     """Plot the positions of one prompt on all three axes, under the current and the two older rules, and who turns what."""
     grids = [[(8, 12)], [(4, 8)] * 3]
-    segments = [TextSegment((1,) * 6), VisionSegment(0, 0), TextSegment((1,) * 6), *(VisionSegment(1, f) for f in range(3)),
-                TextSegment((1,) * 6)]  # fmt: skip
+    words = TextSegment((1,) * 6)
+    clip = [VisionSegment(1, frame) for frame in range(3)]
+    segments: list[Segment] = [words, VisionSegment(0, 0), words, *clip, words]
     figure = plt.figure(figsize=(8.6, 5.8))
     layout = figure.add_gridspec(3, 3, height_ratios=(5, 0.8, 0.8), hspace=0.85, wspace=0.28)
     titles = {"interleaved": "interleaved\n(Qwen3-VL)", "frame-index": "frame index\n(Qwen2-VL)",
               "seconds": "seconds, 2 steps each\n(Qwen2.5-VL)"}  # fmt: skip
-    for column, rule in enumerate(titles):
+    for column, rule in enumerate(RULES):
         sequence = build(
             segments, grids, image_token_id=7, video_token_id=8, kinds=["image", "video"], merge=2, rule=rule,
             seconds_per_grid=[1.0, 1.0], tokens_per_second=2.0,
@@ -187,7 +188,7 @@ def positions() -> Figure:
         axes = figure.add_subplot(layout[row, :])
         owner = axis_of_frequency(rope.mrope_section, interleaved).numpy()
         axes.imshow(owner[None], aspect="auto", cmap=ListedColormap(AXES), vmin=0, vmax=2)
-        axes.set_xticks(np.arange(0, len(owner), 3) - 0.5, range(0, len(owner), 3))
+        axes.set_xticks(np.arange(0, len(owner), 3) - 0.5, [str(i) for i in range(0, len(owner), 3)])
         axes.set_yticks([])
         axes.set_title(("interleaved, as released" if interleaved else "blocked, as in Qwen2-VL")
                        + f": who turns frequency 0 (fastest) .. {len(owner) - 1} (slowest)", loc="left")  # fmt: skip
@@ -311,7 +312,7 @@ def language() -> Figure:
         head = config.num_parameters - config.vision.num_parameters - text.num_parameters
         embeddings = text.vocab_size * text.hidden_size + head
         rest = text.num_parameters - mlp - text.vocab_size * text.hidden_size
-        start = 0
+        start = 0.0
         parts = [config.vision.num_parameters, embeddings, rest, active, mlp - active]
         for part, colour in zip(parts, (IMAGE, TEXT, AXES[0], VIDEO, "#f5d5b5"), strict=True):
             left.barh(i, part / config.num_parameters, left=start, color=colour, height=0.62)
@@ -401,8 +402,11 @@ def data_flow() -> Figure:
     seen = patches // large.vision.spatial_merge_size**2
     cost = estimate(large, [("image", [patches])], seen + 20)
     decoder = ("layers", "attention", "head")
-    stages = [("encode", cost.encode, ("patch_embedding", "blocks", "attention", "mergers")),
-              ("prefill", cost.prefill, decoder), ("decode, one token", cost.decode, decoder)]  # fmt: skip
+    stages: list[tuple[str, VisionFlops | DecoderFlops, tuple[str, ...]]] = [
+        ("encode", cost.encode, ("patch_embedding", "blocks", "attention", "mergers")),
+        ("prefill", cost.prefill, decoder),
+        ("decode, one token", cost.decode, decoder),
+    ]
     shade = {"patch_embedding": TEXT, "blocks": IMAGE, "layers": IMAGE, "attention": VIDEO, "mergers": AXES[0], "head": AXES[0]}
     for i, (_, flops, parts) in enumerate(stages):
         start = 0.0
