@@ -90,6 +90,7 @@ class ReplyStream:
         if token == self._close_id and not thinking and not self._thought:
             self._closed_unopened = True
         pieces = self._route(self._thinking.push(self._decoder.push(token)))
+        self._thought |= self._thinking.thinking
         if self.finish_reason is None and self._loop is not None and self._loop.push(token):
             self.finish_reason = "loop"
         if self.finish_reason is None and len(self.token_ids) >= self._most:
@@ -132,7 +133,6 @@ class ReplyStream:
 
     def _say(self, channel: Channel, text: str) -> Piece:
         self._said[channel].append(text)
-        self._thought |= channel == "reasoning"
         return Piece(text, channel)
 
 

@@ -116,7 +116,7 @@ def _clip_options(
 ) -> tuple[Budget, ClipSampling]:
     area = vision.factor**2
     # min_pixels and max_pixels bound one frame there, and total_pixels the clip: tokens * factor**2, frame pairs counted once.
-    pixels = {key: given.pop(key) for key in ("min_pixels", "max_pixels") if key in given}
+    pixels: dict[str, Any] = {key: given.pop(key) for key in _BOUNDS[:2] if key in given}
     if pixels:
         budget = replace(budget, frame=_range(pixels, budget.frame or (128, 768), area))
     if "total_pixels" in given:

@@ -1,15 +1,64 @@
-"""What a checkpoint holds besides weights, for models that were not released: preprocessor files, generation defaults, the
-chat template, and a byte-level tokenizer with the released ids of the special tokens."""
+"""Checkpoints of models that were not released: random weights, and what stands beside weights (preprocessor files,
+generation defaults, the chat template, a byte-level tokenizer with the released ids of the special tokens)."""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from foveal.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer
 from foveal.config import ModelConfig
+from foveal.errors import CheckpointError
+from foveal.model import Qwen3VL
+from foveal.model.load import PIECE_ROWS_BYTES, SHARD_BYTES, write_checkpoint
 from foveal.patches import Budget
 from foveal.prompt import builtin_template
+
+
+def new_checkpoint(
+    config: ModelConfig, directory: str | Path, *, seed: int = 0, dtype: str | None = None, overwrite: bool = False
+) -> None:
+    """Write random weights for timing, with a stand-in tokenizer and all files a checkpoint has.
+
+    One tensor's piece is in memory at a time. Raise CheckpointError for a folder in use or a disk too full.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
+        raise CheckpointError(f"{directory} exists and is not an empty folder; name another one")
+    config = replace(config, dtype=dtype or config.dtype)
+    wanted = getattr(torch, config.dtype)
+    parent = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    free, need = shutil.disk_usage(parent).free, config.weight_bytes() + 64 * 2**20
+    if free < need:
+        raise CheckpointError(f"{directory} needs {need:,} bytes and the disk has {free:,} free")
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in Qwen3VL(config).named_parameters()}
+
+    def pieces(name: str) -> Iterable[Tensor]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+        rows = shapes[name][0]
+        width = math.prod(shapes[name][1:])
+        step = max(1, PIECE_ROWS_BYTES // max(1, 4 * width))
+        for first in range(0, rows, step):
+            shape = (min(step, rows - first), *shapes[name][1:])
+            if name.endswith("bias"):
+                yield torch.zeros(shape, dtype=wanted)
+            elif "norm" in name:
+                yield torch.ones(shape, dtype=wanted)
+            else:
+                yield torch.empty(shape).normal_(0.0, 0.02, generator=generator).to(wanted)
+
+    write_checkpoint(directory, config, shapes, wanted, pieces, SHARD_BYTES)
+    write_companions(config, directory)
 
 
 def write_companions(config: ModelConfig, directory: Path, budget: Budget | None = None, *, tokenizer: bool = True) -> None:
@@ -25,7 +74,8 @@ def write_companions(config: ModelConfig, directory: Path, budget: Budget | None
     clips = {"shortest_edge": budget.clip[0] * volume, "longest_edge": budget.clip[1] * volume}
     files: dict[str, dict[str, Any]] = {
         "preprocessor_config.json": {
-            "size": pictures, **common, "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor",
+            "size": pictures, **common, "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
         },
         "video_preprocessor_config.json": {
             "size": clips, **common, "video_processor_type": "Qwen3VLVideoProcessor", "processor_class": "Qwen3VLProcessor",
@@ -46,8 +96,6 @@ def write_companions(config: ModelConfig, directory: Path, budget: Budget | None
 def _write_tokenizer(config: ModelConfig, directory: Path) -> tuple[int, int]:
     """Write a byte-level tokenizer that fills the vocabulary; return the ids of <|im_end|> and <|endoftext|>."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    from foveal.train.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer
 
     # The placeholder for pictures stands at a fixed place among the special tokens, which gives the first of them.
     first = config.image_token_id - SPECIAL_TOKENS.index("<|image_pad|>")

@@ -15,7 +15,20 @@ ROOT = Path(foveal.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # Each part and what it may import of foveal, itself aside. A part that is missing here may not exist.
-HOST = {"errors", "config", "media", "patches", "sizing", "preprocessor", "tokenizer", "messages", "prompt", "sequence", "hub"}
+HOST = {
+    "errors",
+    "config",
+    "media",
+    "patches",
+    "sizing",
+    "preprocessor",
+    "tokenizer",
+    "messages",
+    "prompt",
+    "sequence",
+    "hub",
+    "bpe",
+}
 SPINE = HOST | {"batch", "model", "sampler", "kernels"}
 MAY = {
     "errors": set(),
@@ -30,9 +43,10 @@ MAY = {
     "reply": HOST | {"sampler"},
     "model": SPINE - {"sampler", "tokenizer", "messages", "prompt", "media"},
     "relevance": HOST | {"batch"},
+    "standin": SPINE,
     "generate": SPINE | {"processor", "reply", "relevance", "cost"},
     "engine": SPINE | {"processor", "relevance", "cost", "generate"},
-    "train": SPINE | {"processor", "relevance", "cost", "generate", "world"},
+    "train": SPINE | {"processor", "relevance", "cost", "generate", "world", "standin"},
     "serve": SPINE | {"processor", "relevance", "cost", "generate", "engine"},
     "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "world"},
 }

@@ -22,7 +22,7 @@ from foveal.prompt import (
 )
 from foveal.sequence import TextSegment, VisionSegment
 from foveal.tokenizer import Tokenizer
-from foveal.train.bpe import train_bpe
+from foveal.bpe import train_bpe
 from tests.parity.reference import transformers
 from tests.test_tokenizer import CORPUS, released_directory
 

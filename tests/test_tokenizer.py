@@ -13,7 +13,7 @@ import pytest
 
 from foveal.errors import CheckpointError, ConfigError
 from foveal.tokenizer import IncrementalDecoder, Tokenizer, clean_text
-from foveal.train.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer, train_bpe
+from foveal.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer, train_bpe
 from tests.parity.reference import transformers
 
 CORPUS = [

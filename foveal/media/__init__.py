@@ -126,11 +126,11 @@ def _is_picture_value(source: Any) -> bool:
 
 
 def _array(values: np.ndarray, limits: Limits) -> Frames:
-    name = "array"
+    name, shape = "array", values.shape
     if values.ndim == 2:
         values = values[:, :, None]
     if values.ndim != 3 or values.shape[2] not in (1, 3, 4) or values.dtype not in (np.uint8, np.uint16, np.bool_):
-        raise MediaError(f"found an array of shape {values.shape} and type {values.dtype}; expected (H, W, 3) uint8")
+        raise MediaError(f"found an array of shape {shape} and type {values.dtype}; expected (H, W, 3) uint8")
     limits.check_size(name, values.shape[0], values.shape[1], limits.max_pixels)
     if values.dtype == np.uint16:
         values = (values >> 8).astype(np.uint8)

@@ -15,7 +15,7 @@ from fractions import Fraction
 from foveal.errors import MediaError
 from foveal.media.values import Deadline
 
-_MAX_BLOCKS = 1_000_000  # of a well-formed file of 256 MB: PNG writers use chunks of 8 KB, GIF sub-blocks are not counted
+_MAX_BLOCKS = 200_000  # a PNG of 256 MB in chunks of 8 KB has 32,000; the sub-blocks of a GIF are not counted
 # A progressive JPEG of a few bytes a scan costs one pass over all coefficients for each. Real files have about ten.
 _MAX_SCANS = 100
 _MAX_SCAN_PIXELS = 2_000_000_000

@@ -11,8 +11,6 @@ import errno
 import json
 import math
 import os
-import shutil
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -28,9 +26,9 @@ from foveal.hub import resolve
 from foveal.model import Qwen3VL
 from foveal.model.fp8 import SUFFIX, Blocks
 from foveal.model.tensorfile import TensorFile, write_tensors
-from foveal.processor import read_preprocessors
+from foveal.preprocessor import read_preprocessors
 
-__all__ = ["load_model", "new_checkpoint", "resolve", "save_model"]
+__all__ = ["load_model", "resolve", "save_model", "write_checkpoint"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -192,51 +190,13 @@ def save_model(
     def pieces(name: str) -> Iterable[Tensor]:
         yield parameters[name].detach().to("cpu", wanted)
 
-    _write(Path(directory), config, shapes, wanted, pieces, max_shard_bytes)
+    write_checkpoint(Path(directory), config, shapes, wanted, pieces, max_shard_bytes)
 
 
-def new_checkpoint(
-    config: ModelConfig, directory: str | Path, *, seed: int = 0, dtype: str | None = None, overwrite: bool = False
-) -> None:
-    """Write random weights for timing, with a stand-in tokenizer and all files a checkpoint has.
-
-    One tensor's piece is in memory at a time. Raise CheckpointError for a folder in use or a disk too full.
-    """
-    from foveal.standin import write_companions
-
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
-        raise CheckpointError(f"{directory} exists and is not an empty folder; name another one")
-    config = replace(config, dtype=dtype or config.dtype)
-    wanted = getattr(torch, config.dtype)
-    parent = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    free, need = shutil.disk_usage(parent).free, config.weight_bytes() + 64 * 2**20
-    if free < need:
-        raise CheckpointError(f"{directory} needs {need:,} bytes and the disk has {free:,} free")
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in Qwen3VL(config).named_parameters()}
-
-    def pieces(name: str) -> Iterable[Tensor]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-        rows = shapes[name][0]
-        width = math.prod(shapes[name][1:])
-        step = max(1, PIECE_ROWS_BYTES // max(1, 4 * width))
-        for first in range(0, rows, step):
-            shape = (min(step, rows - first), *shapes[name][1:])
-            if name.endswith("bias"):
-                yield torch.zeros(shape, dtype=wanted)
-            elif "norm" in name:
-                yield torch.ones(shape, dtype=wanted)
-            else:
-                yield torch.empty(shape).normal_(0.0, 0.02, generator=generator).to(wanted)
-
-    _write(directory, config, shapes, wanted, pieces, SHARD_BYTES)
-    write_companions(config, directory)
-
-
-def _write(
+def write_checkpoint(
     directory: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, pieces: Any, limit: int
 ) -> None:
+    """Write config.json and weights of `shapes`, whose values `pieces(name)` gives in order; each file is replaced whole."""
     shards: list[list[str]] = [[]]
     size = total = 0
     for name in sorted(shapes):

@@ -10,7 +10,7 @@ import tokenizers
 
 from foveal.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
 from foveal.patches import Budget
-from foveal.train.bpe import train_bpe
+from foveal.bpe import train_bpe
 from foveal.train.data import Mix
 from foveal.train.loop import Settings, Stage
 from foveal.world import EASY, Difficulty, clip_item, picture_item
@@ -79,7 +79,7 @@ def settings(steps: int) -> Settings:
 
 def folder_tokenizer(folder: Path) -> Path:
     """Return where a run keeps its tokenizer, training it first if it is not there."""
-    from foveal.train.bpe import save_tokenizer
+    from foveal.bpe import save_tokenizer
 
     if not (folder / "tokenizer.json").is_file():
         save_tokenizer(train_tokenizer(), folder, model_max_length=4096)

@@ -21,7 +21,8 @@ from foveal.batch import Batch
 from foveal.config import MoeConfig
 from foveal.errors import CheckpointError, FovealError
 from foveal.model import Qwen3VL
-from foveal.model.load import INDEX, SINGLE, disk_name, load_model, new_checkpoint, save_model
+from foveal.model.load import INDEX, SINGLE, disk_name, load_model, save_model
+from foveal.standin import new_checkpoint
 from tests.checkpoints import with_room
 from tests.parity.reference import model_inputs, new_reference, transformers
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence

@@ -1,0 +1,115 @@
+"""Every command's words and options. The work is in files of their own, imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+import foveal
+from foveal.cli.options import OUTPUT, Flag, MediaOptions, ModelOptions, SamplingOptions
+
+app = App(
+    name="foveal",
+    help="Qwen3-VL from pixels to text, on the machine you have.",
+    help_epilogue="Bad input ends with exit code 2 and one line on stderr; FOVEAL_DEBUG=1 or --debug shows tracebacks.",
+    version=f"foveal {foveal.__version__}",
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+    help_format="plaintext",
+)
+
+Word = Annotated[str, Parameter(help="Pictures and clips (paths or URLs) and one question in quotes, in any order.")]
+
+
+@app.command
+def ask(
+    *words: Word,
+    model: ModelOptions | None = None,
+    media: MediaOptions | None = None,
+    sampling: SamplingOptions | None = None,
+    json: Annotated[Flag, Parameter(help="One JSON object instead of text.")] = False,
+    stats: Annotated[Flag, Parameter(help="Tokens, speeds and memory, on stderr.")] = False,
+    show_thinking: Annotated[Flag, Parameter(help="The reasoning, on stderr.")] = False,
+) -> None:
+    """Ask a question about pictures and clips; stream the answer on stdout.
+
+    foveal ask photo.jpg "What is this?"
+    """
+    from foveal.cli.ask import run
+
+    run(words, model or ModelOptions(), media or MediaOptions(), sampling or SamplingOptions(), json, stats, show_thinking)
+
+
+@app.command
+def plan(
+    *words: Word,
+    model: Annotated[
+        str | None, Parameter(name=["--model", "-m"], help="Checkpoint folder, hub name, or a preset such as 8B.")
+    ] = None,
+    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; the checkpoint's own by default.")] = None,
+    media: MediaOptions | None = None,
+    system: Annotated[str | None, Parameter(help="System message.")] = None,
+    max_tokens: Annotated[int, Parameter(help="Length of the answer to make room for.")] = 256,
+    json: Annotated[Flag, Parameter(help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Say what a question will cost before anything runs: sizes, frames, tokens, memory, FLOPs.
+
+    foveal plan clip.mp4 "What happens?" -m 8B
+    """
+    from foveal.cli.plan import run
+
+    run(words, model, dtype, media or MediaOptions(), system, max_tokens, json)
+
+
+@app.command
+def trace(
+    *words: Word,
+    model: ModelOptions | None = None,
+    media: MediaOptions | None = None,
+    sampling: SamplingOptions | None = None,
+    json: Annotated[Flag, Parameter(help="One JSON object instead of tables.")] = False,
+    html: Annotated[Path | None, Parameter(group=OUTPUT, help="Write a page that draws the request.")] = None,
+) -> None:
+    """Run one request and show every stage: shapes, types, bytes, times.
+
+    foveal trace photo.jpg "What is this?" --html trace.html
+    """
+    from foveal.cli.trace import run
+
+    run(words, model or ModelOptions(), media or MediaOptions(), sampling or SamplingOptions(), json, html)
+
+
+@app.command
+def info(
+    model: Annotated[
+        str | None, Parameter(help="Checkpoint folder, hub name or preset; the embedded model when left out.")
+    ] = None,
+    *,
+    json: Annotated[Flag, Parameter(help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Describe a model and this machine: parameters by part, bytes, taps, context, special tokens."""
+    from foveal.cli.info import run
+
+    run(model, json)
+
+
+@app.command
+def new(
+    directory: Annotated[Path, Parameter(help="Folder to write; it must not exist or be empty.")],
+    *,
+    preset: Annotated[str, Parameter(help="2B, 4B, 8B, 32B, 30B-A3B, 235B-A22B or overview.")],
+    random: Annotated[bool, Parameter(negative="", help="Fill it with random weights, for timing.")] = False,
+    seed: Annotated[int, Parameter(help="Seed of the weights.")] = 0,
+    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; the preset's own by default.")] = None,
+) -> None:
+    """Write a checkpoint with random weights and a stand-in tokenizer.
+
+    foveal new --preset 2B --random /tmp/qwen3-vl-2b-random
+    """
+    from foveal.cli.new import run
+
+    run(directory, preset, random, seed, dtype)

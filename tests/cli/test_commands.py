@@ -1,0 +1,256 @@
+"""Every command, run in this process: what it writes where, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import foveal
+from foveal.cli import ask as ask_module
+from foveal.cli import models, session
+from foveal.config import PRESETS, preset
+from foveal.generate import EMBEDDED, Answer, Piece, Stats
+from tests.command import Done, Run, tiny_config
+
+
+def refused(done: Done, code: int, *words: str) -> None:
+    """Expect one clear line on stderr, nothing on stdout, and no traceback."""
+    assert (done.code, done.out) == (code, "")
+    assert done.err.count("\n") == 1 and done.err.startswith("foveal: ")
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+
+
+def test_ask_writes_the_answer_and_nothing_else(run_foveal: Run, checkpoint: str, photo: str, movie: str) -> None:
+    done = run_foveal("ask", movie, "What is it?", "-m", checkpoint, photo, "--max-tokens", 12, "--stats", "--frames", 4)
+    model = foveal.load(checkpoint)
+    expected = model.ask(
+        "What is it?", movie, photo, sampling=model.sampling(max_tokens=12), clip_sampling=foveal.ClipSampling(num_frames=4)
+    ).answer
+    assert done.code == 0
+    assert done.out == expected.text + "\n"
+    stats = expected.stats
+    kinds = f"{stats.text_tokens} text + {stats.image_tokens} picture + {stats.video_tokens} clip"
+    for part in (kinds, "first token", "tokens/s decoding", "peak memory", "cut after 12 tokens"):
+        assert part in done.err
+
+
+def test_ask_as_json_agrees_with_itself_and_with_plan(run_foveal: Run, checkpoint: str, photo: str) -> None:
+    options = ("-m", checkpoint, photo, "Why?", "--image-tokens", "8..20", "--json", "--max-tokens", 5)
+    done, plan = run_foveal("ask", *options), json.loads(run_foveal("plan", *options).out)
+    answer = json.loads(done.out)
+    assert done.err == ""
+    assert answer["finish_reason"] == "length"
+    usage = answer["usage"]
+    assert usage["completion_tokens"] == 5
+    assert usage["prompt_tokens"] == sum(usage["prompt_tokens_details"].values()) == plan["prompt_tokens"]
+    assert 8 <= usage["prompt_tokens_details"]["image"] == plan["vision_tokens"] <= 20
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 5
+    assert set(answer["timings"]) == {"prepare_s", "encode_s", "prefill_s", "decode_s", "first_token_s", "tokens_per_s"}
+    assert answer["reasoning"] is None and answer["peak_memory_bytes"] > 10**7
+
+
+def test_every_sampling_option_arrives(run_foveal: Run, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(self: Any, question: str, *files: Any, **options: Any) -> Any:
+        seen.update(options, question=question)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveal.generate.Pipeline.ask", spy)
+    done = run_foveal(
+        "ask", "-m", checkpoint, "q", "--temperature", 0.5, "--top-p", 0.9, "--top-k", 7, "--min-p", 0.1, "--max-tokens", 9,
+        "--seed", 3, "--system", "Be brief.", "--stop", "a", "--stop", "b", "--repetition-penalty", 1.1, "--presence-penalty",
+        0.2, "--frequency-penalty", 0.3, "--thinking-tokens", 4, "--fps", 3, "--start", 1, "--end", 2.5,
+        "--frame-tokens", "4..8",
+    )  # fmt: skip
+    assert done.code == 130
+    assert seen["sampling"] == foveal.Sampling(
+        temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, max_tokens=9, seed=3, stop=("a", "b"), repetition_penalty=1.1,
+        presence_penalty=0.2, frequency_penalty=0.3, thinking_tokens=4,
+    )  # fmt: skip
+    assert seen["system"] == "Be brief."
+    assert seen["clip_sampling"] == foveal.ClipSampling(fps=3, start_s=1, end_s=2.5)
+    assert seen["budget"].frame == (4, 8)
+
+
+def test_sampling_options_that_do_nothing_are_named(run_foveal: Run, checkpoint: str) -> None:
+    done = run_foveal("ask", "-m", checkpoint, "q", "--max-tokens", 1, "--top-p", 0.9, "--seed", 1)
+    assert "--top-p and --seed change nothing" in done.err
+
+
+def test_question_from_stdin(run_foveal: Run, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Qu'est-ce ?")))
+    assert json.loads(run_foveal("plan", "-m", checkpoint, "-", "--json").out)["question"] == "Qu'est-ce ?"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", "photo.png", "What?"], "photo.png: no such file"),
+        (["ask", "a", "b"], "2 questions"),
+        (["ask", "q", "--top-k", "many"], "--top-k"),
+        (["ask", "q", "--nonsense"], "--nonsense"),
+        (["ask", "q", "-m", "nowhere/at/all"], "neither a folder nor a hub name"),
+        (["ask", "q", "-m", "overview"], "preset without weights"),
+        (["ask", "q", "--device", "tpu"], "--device is 'tpu'"),
+        (["ask", "q", "--dtype", "int3"], "--dtype"),
+        (["ask", "q", "--fps", "2", "--frames", "3"], "exclude each other"),
+        (["plan", "q", "-m", "9B"], "presets are 2B"),
+        (["plan", "q", "-m", "8B", "--dtype", "int3"], "--dtype is 'int3'"),
+        (["plan", "q", "-m", "8B", "--max-tokens", "-1"], "--max-tokens"),
+        (["plan", "q", "-m", "8B", "--image-tokens", "9..2"], "--image-tokens is '9..2'"),
+        (["info", "nowhere"], "presets are 2B"),
+        (["new", "x", "--preset", "9B", "--random"], "no preset '9B'"),
+        (["new", "x", "--preset", "2B"], "--random"),
+        (["nonsense"], "nonsense"),
+        (["trace", "q", "--html", "/no/such/folder/x.html", "-m", "8B"], "no folder"),
+    ],
+)
+def test_mistakes_end_with_2_and_one_line(
+    run_foveal: Run, words: list[str], message: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "EMBEDDED", Path(__file__).parent)  # never loaded: all of these end before
+    monkeypatch.setattr(models, "embedded", lambda: models.EMBEDDED)
+    refused(run_foveal(*words), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["q", "--temperature", "-1"], "temperature is -1"),
+        (["q " * 3000], "the context holds 2048"),
+        (["q", "--image-tokens", "0..4"], "--image-tokens is '0..4'"),
+        (["broken.png", "q"], "broken.png"),
+        (["q", "--stop", ""], "stop is ['']"),
+    ],
+)
+def test_mistakes_found_with_the_model(
+    run_foveal: Run, checkpoint: str, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    refused(run_foveal("ask", "-m", checkpoint, *words), 2, message)
+
+
+def test_a_bug_ends_with_1_and_says_how_to_report(run_foveal: Run, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any, **__: Any) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(session, "load", bug)
+    refused(run_foveal("ask", "q", "-m", checkpoint), 1, "RuntimeError: two lines", "report", "FOVEAL_DEBUG=1")
+    for words, variable in ((["--debug"], "0"), ([], "1")):
+        monkeypatch.setenv("FOVEAL_DEBUG", variable)
+        done = run_foveal("ask", "q", "-m", checkpoint, *words)
+        assert done.code == 1 and "Traceback" in done.err
+
+
+def test_debug_shows_where_a_mistake_was_found_too(run_foveal: Run) -> None:
+    done = run_foveal("ask", "photo.png", "q", "--debug")
+    assert done.code == 2 and "Traceback" in done.err and done.err.endswith("no such file\n")
+
+
+def test_out_of_memory_says_what_to_do(run_foveal: Run, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(session, "load", full)
+    refused(run_foveal("ask", "q", "-m", checkpoint), 1, "out of memory", "--dtype bfloat16")
+
+
+class SaidAlready:
+    """A Reply whose pieces are known."""
+
+    def __init__(self, answer: Answer, *pieces: Piece) -> None:
+        self.answer, self._pieces = answer, pieces
+
+    def pieces(self) -> Iterator[Piece]:
+        return iter(self._pieces)
+
+
+def stats(generated: int) -> Stats:
+    return Stats(
+        text_tokens=3, image_tokens=0, video_tokens=0, generated_tokens=generated, reasoning_tokens=1, prepare_s=0.0,
+        encode_s=0.0, prefill_s=0.1, decode_s=0.2, first_token_s=0.1, peak_memory_bytes=10**8,
+    )  # fmt: skip
+
+
+def test_reasoning_goes_aside_and_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (False, True):
+        pieces = [Piece("Let me [see].\n", "reasoning"), Piece("Red", "answer"), Piece(".", "answer")]
+        answer = Answer("Red.", "Let me [see].\n", "stop", (1, 2), stats(2))
+        assert ask_module.stream(SaidAlready(answer, *pieces), session.Progress(), shown) == answer  # type: ignore[arg-type]
+        captured = capsys.readouterr()
+        assert captured.out == "Red.\n"
+        assert ("Let me [see]." in captured.err) == shown
+
+
+@pytest.mark.parametrize("reason", ["length", "context", "loop"])
+def test_an_answer_that_was_cut_says_so_on_stderr(run_foveal: Run, checkpoint: str, reason: str, monkeypatch: Any) -> None:
+    answer = Answer("", "Hm", reason, (1,), stats(7))  # type: ignore[arg-type]
+    monkeypatch.setattr("foveal.generate.Pipeline.ask", lambda *_, **__: SaidAlready(answer))
+    done = run_foveal("ask", "q", "-m", checkpoint)
+    assert (done.code, done.out) == (0, "\n")
+    assert {"length": "7 tokens", "context": "context is full", "loop": "repeated itself"}[reason] in done.err
+    assert "--thinking-tokens" in done.err
+    assert json.loads(run_foveal("ask", "q", "-m", checkpoint, "--json").out)["finish_reason"] == reason
+
+
+def test_the_embedded_model_is_announced(run_foveal: Run, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.EMBEDDED == EMBEDDED
+    monkeypatch.setattr(models, "EMBEDDED", Path(checkpoint))
+    monkeypatch.setattr("foveal.generate.EMBEDDED", Path(checkpoint))
+    done = run_foveal("ask", "q", "--max-tokens", 1)
+    assert done.code == 0 and "embedded model" in done.err.splitlines()[0]
+    monkeypatch.setattr(models, "EMBEDDED", Path(checkpoint) / "nothing")
+    refused(run_foveal("ask", "q"), 2, "holds no embedded model")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_info_of_presets(run_foveal: Run, name: str) -> None:
+    facts = json.loads(run_foveal("info", name.lower(), "--json").out)
+    parts = facts["parameters"]
+    total, active = parts.pop("total"), parts.pop("active_per_decoded_token")
+    config = preset(name)
+    assert total == sum(parts.values()) == config.num_parameters
+    assert all(n >= 0 for n in parts.values()) and active == config.num_active_parameters
+    assert facts["weight_bytes"]["bfloat16"] == 2 * total
+    assert len(facts["architecture"]["taps"]) == len(config.vision.taps)
+    assert facts["machine"]["threads"] >= 1
+    table = run_foveal("info", name).out
+    for text in (f"{total:,}", f"{config.text.max_position_embeddings:,} tokens", "151655", "cache per token"):
+        assert text in table
+
+
+def test_info_of_a_checkpoint_lists_its_special_tokens(run_foveal: Run, checkpoint: str) -> None:
+    facts = json.loads(run_foveal("info", checkpoint, "--json").out)
+    assert facts["special_tokens"]["<|image_pad|>"] == 400
+    assert facts["special_tokens"]["<|im_end|>"] < 400
+    assert facts["directory"] == checkpoint
+
+
+def test_new_writes_what_ask_reads(run_foveal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config())
+    directory = tmp_path / "new"
+    done = run_foveal("new", "--preset", "tiny", "--random", directory, "--dtype", "bfloat16", "--seed", 5)
+    assert done.code == 0 and f"{tiny_config().num_parameters:,} random weights" in done.err
+    assert run_foveal("ask", "-m", directory, "hello", "--max-tokens", 2).code == 0
+    assert json.loads(run_foveal("info", directory, "--json").out)["architecture"]["dtype"] == "bfloat16"
+    refused(run_foveal("new", "--preset", "tiny", "--random", directory), 2, "not an empty folder")
+
+
+def test_help_and_version(run_foveal: Run) -> None:
+    shown = run_foveal("--help")
+    assert shown.code == 0 and all(name in shown.out for name in ("ask", "plan", "trace", "info", "new"))
+    assert run_foveal("--version").out.strip() == f"foveal {foveal.__version__}"
+    for command in ("ask", "plan", "trace", "info", "new"):
+        assert run_foveal(command, "--help").code == 0
+    assert run_foveal().code == 0

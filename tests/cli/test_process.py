@@ -1,0 +1,83 @@
+"""The command line as a process of its own: start-up, Ctrl-C, a reader that leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+# Sampled so hot that no loop guard ends it: it talks until somebody stops it.
+ENDLESS = ["--temperature", "9", "--seed", "1", "--max-tokens", "1900"]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "foveal", *words]
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def test_help_starts_quickly() -> None:
+    """0.3 s on an idle machine; what is measured is the time on the processor, so that a busy one does not fail it."""
+    best = 9.0
+    for _ in range(3):
+        before = os.times()
+        assert subprocess.run(command("--help"), capture_output=True).returncode == 0
+        after = os.times()
+        best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
+    assert best < 0.3, f"foveal --help took {best:.2f} s"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from foveal.cli import main\n"
+        "assert main(['ask', '--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'av', 'tokenizers', 'jinja2', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_ctrl_c_ends_with_130(checkpoint: str) -> None:
+    with start("ask", "-m", checkpoint, "q", *ENDLESS) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(1)  # it is generating
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read().decode()
+        process.stdout.close()
+        assert process.wait(30) == 130
+    assert "Traceback" not in err and err.strip() == "foveal: interrupted"
+
+
+def test_a_reader_that_leaves_is_no_error(checkpoint: str) -> None:
+    with start("ask", "-m", checkpoint, "q", *ENDLESS) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
+
+
+def test_a_closed_pipe_does_not_break_tables() -> None:
+    with start("info", "2B", "--json") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
+
+
+@pytest.mark.parametrize(("words", "code"), [(("ask", "gone.png", "q"), 2), (("info", "8B", "--json"), 0)])
+def test_exit_codes_leave_the_process(words: tuple[str, ...], code: int) -> None:
+    assert subprocess.run(command(*words), capture_output=True).returncode == code
+
+
+def test_no_colour_in_a_pipe_or_when_asked() -> None:
+    environment: dict[str, Any] = {**os.environ, "NO_COLOR": "1", "FORCE_COLOR": ""}
+    done = subprocess.run(command("info", "8B"), capture_output=True, env=environment)
+    assert done.returncode == 0 and b"\x1b[" not in done.stdout
