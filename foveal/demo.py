@@ -17,9 +17,8 @@ def main() -> None:
     import foveal
 
     model = foveal.load()
-    print(
-        f"foveal {foveal.__version__} with {model.name}: {model.processor.config.num_parameters / 1e6:.1f} M weights, on the CPU\n"
-    )
+    weights = model.processor.config.num_parameters / 1e6
+    print(f"foveal {foveal.__version__} with {model.name}: {weights:.1f} M weights, on the CPU\n")
     for file, question in QUESTIONS:
         print(f"{file.name}: {question}\n> ", end="")
         reply = model.ask(question, file)

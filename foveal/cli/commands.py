@@ -22,7 +22,11 @@ app = App(
     help_format="plaintext",
 )
 
-Word = Annotated[str, Parameter(help="Pictures and clips (paths or URLs) and one question in quotes, in any order.")]
+# A lone "-" is a word (the question from stdin), so leading hyphens are let through; inputs.py refuses unknown options.
+Word = Annotated[
+    str,
+    Parameter(allow_leading_hyphen=True, help="Pictures and clips (paths or URLs) and one question in quotes, in any order."),
+]
 
 
 @app.command

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from foveal.errors import MediaError, PromptError
+from foveal.errors import ConfigError, MediaError, PromptError
 
 _URL = re.compile(r"(?:https?://|file://|data:[\w.+-]+/)", re.IGNORECASE)
 _MEDIA_SUFFIX = re.compile(
     r"\.(?:png|apng|jpe?g|jfif|webp|gif|bmp|tiff?|avif|heic|svg|pdf|mp4|m4v|mov|mkv|webm|avi|mpe?g|mpg|ts|flv|ogv|wmv)$", re.I
 )
+_OPTION = re.compile(r"--?[a-zA-Z][\w-]*(?:=.*)?")
 _MAX_QUESTION_BYTES = 16 * 2**20
 
 
@@ -29,11 +30,14 @@ class Inputs:
 def read_inputs(words: tuple[str, ...], stdin: BinaryIO | None = None) -> Inputs:
     """Sort words into files and the question; the question may come from stdin ("-", or piped when none is given).
 
-    Raise MediaError for a file that is not there, PromptError unless exactly one question is left.
+    Raise MediaError for a file that is not there, ConfigError for an unknown option, PromptError unless exactly one question
+    is left.
     """
     files: list[str] = []
     texts: list[str] = []
     for word in words:
+        if _OPTION.fullmatch(word):
+            raise ConfigError(_unknown_option(word))
         if is_media(word):
             files.append(word)
         else:
@@ -81,6 +85,18 @@ def display_name(source: str) -> str:
         return "data URL"
     path = unquote(urlsplit(source).path) if _URL.match(source) else source
     return _short(os.path.basename(path.rstrip("/")) or source)
+
+
+def _unknown_option(word: str) -> str:
+    import difflib
+    from dataclasses import fields
+
+    from foveal.cli.options import MediaOptions, ModelOptions, SamplingOptions
+
+    names = [f.name for options in (ModelOptions, MediaOptions, SamplingOptions) for f in fields(options)]
+    known = [f"--{name.replace('_', '-')}" for name in [*names, "json", "stats", "show_thinking", "html", "help"]]
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else "; see --help")
 
 
 def _missing(word: str) -> str:

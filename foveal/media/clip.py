@@ -106,19 +106,20 @@ class _Clip:
         if not entries or len(entries) != stream.frames or stream.start_time is None or not stream.time_base:
             return None
         stamps = np.empty(len(entries), np.int64)
-        keys: list[tuple[int, int]] = []
+        keys: list[int] = []
         for i, entry in enumerate(entries):
             if entry.is_discard:
                 return None
             stamps[i] = entry.timestamp
             if entry.is_keyframe:
-                keys.append((i, entry.timestamp))
+                keys.append(i)
         steps = np.diff(stamps)
         if len(steps) == 0 or steps[0] <= 0 or (steps != steps[0]).any():
             return None
         start, step = int(stream.start_time), int(steps[0])
         timeline = self._even(len(entries), 1 / (step * stream.time_base))
-        return Plan(range(start, start + len(entries) * step, step), keys, timeline, proven=False)
+        rising = range(start, start + len(entries) * step, step)
+        return Plan(rising, [(i, rising[i]) for i in keys], timeline, proven=False)
 
     def _from_packets(self, container: Container) -> tuple[Plan, int]:
         """Read all packets without decoding. Also return how many there are, those that are not shown included."""

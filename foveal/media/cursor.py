@@ -17,7 +17,7 @@ from foveal.media.sampling import Timeline
 SEEK_AHEAD = 12
 # Packets of these carry no presentation time, or only the order of decoding: when in doubt, frames are told by counting.
 COUNTED = ("AVI", "MPEG-1/2 video", "raw H.264", "raw HEVC")
-SEEK_BY_BYTE = ("MPEG transport stream", "MPEG program stream")  # no index: packet positions are exact, times are guesses
+SEEK_BY_BYTE = ("MPEG transport stream",)  # without an index: the positions of packets are exact, seeking by time guesses
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,18 +109,16 @@ class Cursor:
         """Go to a keyframe, and make sure that decoding from there reaches the frame that is wanted."""
         assert self._plan.stamps is not None
         index, where = self._plan.keys[key]
-        by_byte = self._container.kind in SEEK_BY_BYTE
         try:
-            self._container.seek(where, is_byte=by_byte)
+            self._container.seek(where, is_byte=self._container.kind in SEEK_BY_BYTE)
         except (OSError, ValueError) as e:
             raise Contradiction from e
         packets = self._container.packets()
-        first = next((packet for packet in packets if packet is None or packet.size), None)
-        if first is None or first.pts is None or not first.is_keyframe:
+        first = next((packet for packet in packets if packet is None or (packet.size and packet.is_keyframe)), None)
+        if first is None or first.pts is None:
             raise Contradiction
-        # An index without presentation times may take a keyframe for an earlier one than it is, but never for a later.
-        latest = self._plan.stamps[index if self._plan.proven else wanted]
-        if first.pts > latest or (by_byte and first.pts != latest):
+        # An index without presentation times may take a keyframe for an earlier frame than it is, and seeking may miss.
+        if first.pts > self._plan.stamps[index if self._plan.proven else wanted]:
             raise Contradiction
         self._frames = self._container.decoded(itertools.chain([first], packets))
         self._position, self._frame = index - 1, None

@@ -36,7 +36,7 @@ class Blocks:
         method, form = raw.get("quant_method"), raw.get("fmt", "e4m3")
         if method != "fp8" or form != "e4m3":
             raise CheckpointError(
-                f"{where}: the weights are quantized with {method!r}{'' if method != 'fp8' else f', fmt {form!r}'}; {supported}. "
+                f"{where}: the weights are quantized with {method!r}, fmt {form!r}; {supported}. "
                 "Use the checkpoint they were made from"
             )
         if (scheme := raw.get("activation_scheme", "dynamic")) != "dynamic":
