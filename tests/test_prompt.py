@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from foveal.bpe import train_bpe
 from foveal.errors import CheckpointError, PromptError
 from foveal.messages import MediaInfo, MediaPart, split_media
 from foveal.prompt import (
@@ -22,7 +23,6 @@ from foveal.prompt import (
 )
 from foveal.sequence import TextSegment, VisionSegment
 from foveal.tokenizer import Tokenizer
-from foveal.bpe import train_bpe
 from tests.parity.reference import transformers
 from tests.test_tokenizer import CORPUS, released_directory
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from foveal.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer, train_bpe
 from foveal.errors import CheckpointError, ConfigError
 from foveal.tokenizer import IncrementalDecoder, Tokenizer, clean_text
-from foveal.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer, train_bpe
 from tests.parity.reference import transformers
 
 CORPUS = [

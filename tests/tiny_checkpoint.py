@@ -9,13 +9,13 @@ from pathlib import Path
 
 import tokenizers
 
+from foveal.bpe import save_tokenizer, train_bpe
 from foveal.config import ModelConfig
 from foveal.model.load import save_model
 from foveal.patches import Budget
 from foveal.prompt import builtin_template
 from foveal.standin import write_companions
 from foveal.tokenizer import Tokenizer
-from foveal.bpe import save_tokenizer, train_bpe
 from tests.tiny import CONFIGS, new_model
 
 BUDGET = Budget(image=(2, 24), clip=(2, 40))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tokenizers
 
+from foveal.bpe import train_bpe
 from foveal.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
 from foveal.patches import Budget
-from foveal.bpe import train_bpe
 from foveal.train.data import Mix
 from foveal.train.loop import Settings, Stage
 from foveal.world import EASY, Difficulty, clip_item, picture_item

@@ -31,6 +31,7 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (("Is it red and/or blue, and/or a cat/dog?",), (), "Is it red and/or blue, and/or a cat/dog?"),
         (("yes/no?", "photo.png"), ("photo.png",), "yes/no?"),
         (("Describe photo2.png", "photo.png"), ("photo.png",), "Describe photo2.png"),
+        (("-5 + 3 = ?", "photo.png"), ("photo.png",), "-5 + 3 = ?"),
         (("data: what is it", "photo.png"), ("photo.png",), "data: what is it"),
     ],
 )
