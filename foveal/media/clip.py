@@ -19,7 +19,7 @@ import numpy as np
 from foveal.errors import MediaError
 from foveal.media.boxes import check_boxes
 from foveal.media.container import Container
-from foveal.media.cursor import COUNTED, SEEK_BY_BYTE, Contradiction, Cursor, Plan
+from foveal.media.cursor import COUNTED, NO_SEEK, SEEK_BY_BYTE, Contradiction, Cursor, Plan
 from foveal.media.sampling import ClipSampling, Timeline, choose
 from foveal.media.source import Source
 from foveal.media.values import Deadline, Fit, Frames, Limits, resized, target_size
@@ -136,7 +136,7 @@ class _Clip:
             stamps.append(packet.pts)
             last_duration = packet.duration or last_duration
             where = packet.pos if self._kind in SEEK_BY_BYTE else packet.pts
-            if packet.is_keyframe and where is not None:
+            if packet.is_keyframe and where is not None and self._kind not in NO_SEEK:
                 keys.append((packet.pts, where))
         if not found:
             raise MediaError(f"{self._name}: found {self._kind} without a single frame of video; it is cut off or damaged")

@@ -18,6 +18,7 @@ SEEK_AHEAD = 12
 # Packets of these carry no presentation time, or only the order of decoding: when in doubt, frames are told by counting.
 COUNTED = ("AVI", "MPEG-1/2 video", "raw H.264", "raw HEVC")
 SEEK_BY_BYTE = ("MPEG transport stream",)  # without an index: the positions of packets are exact, seeking by time guesses
+NO_SEEK = ("MPEG program stream",)  # most frames have no time of their own, and get another one after a seek
 
 
 @dataclass(frozen=True, eq=False)
