@@ -50,6 +50,9 @@ def _tokens(raw: Mapping[str, Any], default: tuple[int, int], pixels: int, file:
             raise CheckpointError(f"{file}: a size is {value!r}; expected a number of pixels")
     least = default[0] if low is None else -(-low // pixels)
     most = default[1] if high is None else max(1, high // pixels)
+    # A bound that is not given yields to the one that is.
+    least = min(least, most) if low is None else least
+    most = max(least, most) if high is None else most
     if least > most:
         raise CheckpointError(f"{file}: the smallest size is {least} vision tokens, the largest {most}")
     return least, most

@@ -18,8 +18,7 @@ from torch import Tensor
 from foveal.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer
 from foveal.config import ModelConfig
 from foveal.errors import CheckpointError
-from foveal.model import Qwen3VL
-from foveal.model.load import PIECE_ROWS_BYTES, SHARD_BYTES, write_checkpoint
+from foveal.model.load import PIECE_ROWS_BYTES, SHARD_BYTES, skeleton, write_checkpoint
 from foveal.patches import Budget
 from foveal.prompt import builtin_template
 
@@ -40,8 +39,7 @@ def new_checkpoint(
     free, need = shutil.disk_usage(parent).free, config.weight_bytes() + 64 * 2**20
     if free < need:
         raise CheckpointError(f"{directory} needs {need:,} bytes and the disk has {free:,} free")
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in Qwen3VL(config).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
 
     def pieces(name: str) -> Iterable[Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from foveal.config import ModelConfig, read_json
 from foveal.errors import CheckpointError
@@ -42,6 +43,22 @@ def disk_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
+def skeleton(config: ModelConfig) -> Qwen3VL:
+    """Build a model of shapes alone, on the meta device."""
+    with torch.device("meta"), _Uninitialised():
+        return Qwen3VL(config)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leave out what `torch.nn` fills new parameters with. On the meta device that does nothing, but torch 2.13 imports its
+    compiler for it, which is more than half of the time it takes to start."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {}).get("tensor")
+        return func(*args, **(kwargs or {}))
+
+
 def load_model(directory: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Qwen3VL:
     """Load a checkpoint folder; dtype None is the checkpoint's own.
 
@@ -53,8 +70,7 @@ def load_model(directory: str | Path, *, dtype: torch.dtype | None = None, devic
     vision, _ = read_preprocessors(directory, config.vision)
     config = replace(config, vision=vision)
     blocks = Blocks.from_config(raw.get("quantization_config"), str(directory / "config.json"))
-    with torch.device("meta"):
-        model = Qwen3VL(config)
+    model = skeleton(config)
     model.language_model.reset_tables()
     files = _open_files(directory)
     try:

@@ -44,6 +44,16 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_an_answer_does_not_wait_for_the_compiler(checkpoint: str) -> None:
+    """Building a module on the meta device makes torch import its compiler, 1.5 s that nothing here needs."""
+    code = (
+        "import sys; from foveal.cli import main\n"
+        f"assert main(['ask', '-m', {checkpoint!r}, 'q', '--max-tokens', '2']) == 0\n"
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_ctrl_c_ends_with_130(checkpoint: str) -> None:
     with start("ask", "-m", checkpoint, "q", *ENDLESS) as process:
         assert process.stdout is not None and process.stderr is not None
