@@ -258,7 +258,7 @@ def test_sound_alone() -> None:
         frame.sample_rate = 44100
         out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    refused(buffer.getvalue(), r"without a video stream \(audio only\)")
+    refused(buffer.getvalue(), r"without a video stream \(sound only\)")
 
 
 def test_a_codec_that_is_not_listed() -> None:

@@ -54,8 +54,9 @@ class Container:
         # Sound files carry their cover picture as a video stream of one frame.
         streams = [s for s in self._container.streams.video if "attached_pic" not in (s.disposition.name or "")]
         if not streams:
-            found = ", ".join(sorted({s.type for s in self._container.streams})) or "nothing"
-            raise MediaError(f"{self.name}: found {self.kind} without a video stream ({found} only); give a clip with pictures")
+            # Asking a stream of unknown type for its type crashes PyAV before 17.
+            found = "sound only" if self._container.streams.audio else "no sound either"
+            raise MediaError(f"{self.name}: found {self.kind} without a video stream ({found}); give a clip with pictures")
         stream = streams[0]
         context = stream.codec_context
         if context is None or context.name not in CODECS:

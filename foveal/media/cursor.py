@@ -13,8 +13,9 @@ import numpy as np
 from foveal.media.container import Container
 from foveal.media.sampling import Timeline
 
-# A seek throws away what the decoder's threads have begun, so going on is cheaper when the keyframe is near.
-SEEK_AHEAD = 12
+# A seek throws away what the decoder's threads have begun, so going on is cheaper when the keyframe is near (measured on 720p
+# H.264: 0 to 12 frames make no difference, 24 cost a fifth more).
+SEEK_AHEAD = 4
 # Packets of these carry no presentation time, or only the order of decoding: when in doubt, frames are told by counting.
 COUNTED = ("AVI", "MPEG-1/2 video", "raw H.264", "raw HEVC")
 SEEK_BY_BYTE = ("MPEG transport stream",)  # without an index: the positions of packets are exact, seeking by time guesses
