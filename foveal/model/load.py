@@ -73,13 +73,15 @@ def load_model(directory: str | Path, *, dtype: torch.dtype | None = None, devic
     model = skeleton(config)
     model.language_model.reset_tables()
     files = _open_files(directory)
+    # One piece's memory for all conversions: freed pieces would leave holes between the weights that nothing else fills.
+    scratch = torch.empty(PIECE_ROWS_BYTES, dtype=torch.uint8)
     try:
         where = {name: file for file in files for name in file.entries}
         transposed = _check(model, where, blocks, config, directory)
         wanted = dtype or getattr(torch, config.dtype)
         for name, parameter in list(model.named_parameters()):
             file = where[disk_name(name)]
-            value = _read(file, disk_name(name), where, blocks, wanted, name in transposed)
+            value = _read(file, disk_name(name), where, blocks, wanted, name in transposed, scratch)
             _assign(model, name, nn.Parameter(value.to(device), requires_grad=False))
             del parameter
     finally:
@@ -163,7 +165,13 @@ def _some(names: list[str]) -> str:
 
 
 def _read(
-    file: TensorFile, name: str, where: Mapping[str, TensorFile], blocks: Blocks | None, dtype: torch.dtype, transposed: bool
+    file: TensorFile,
+    name: str,
+    where: Mapping[str, TensorFile],
+    blocks: Blocks | None,
+    dtype: torch.dtype,
+    transposed: bool,
+    scratch: Tensor,
 ) -> Tensor:
     entry = file.entries[name]
     if entry.dtype.itemsize == 1 and entry.dtype.is_floating_point:
@@ -185,7 +193,7 @@ def _read(
     step = max(1, PIECE_ROWS_BYTES // max(1, entry.row_bytes))
     for first in range(0, entry.shape[0], step):
         stop = min(first + step, entry.shape[0])
-        out[first:stop] = file.read(name, first, stop)
+        out[first:stop] = file.read(name, first, stop, scratch=scratch)
     return out.transpose(-1, -2).contiguous() if transposed else out
 
 

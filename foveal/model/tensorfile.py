@@ -86,14 +86,21 @@ class TensorFile:
         count = math.prod(entry.shape)
         return torch.frombuffer(self._mapping, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
-    def read(self, name: str, first: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor, or its rows first..stop of the first axis, into memory of its own."""
+    def read(self, name: str, first: int = 0, stop: int | None = None, *, scratch: Tensor | None = None) -> Tensor:
+        """Read a tensor, or its rows first..stop of the first axis, into memory of its own.
+
+        With `scratch` (bytes, uint8), into that memory where it is large enough: the result is good until the next such read.
+        """
         entry = self.entries[name]
         shape, start = entry.shape, entry.start
         if entry.shape:
             stop = entry.shape[0] if stop is None else stop
             shape, start = (stop - first, *entry.shape[1:]), entry.start + first * entry.row_bytes
-        out = torch.empty(shape, dtype=entry.dtype)
+        size = math.prod(shape) * entry.dtype.itemsize
+        if scratch is not None and size <= len(scratch):
+            out = scratch[:size].view(entry.dtype).view(shape)
+        else:
+            out = torch.empty(shape, dtype=entry.dtype)
         self._read_into(_bytes_of(out), start)
         return out
 
