@@ -6,9 +6,10 @@ from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets" / "demo"
 QUESTIONS = (
-    (ASSETS / "picture.png", "Describe the picture."),
+    (ASSETS / "picture.png", "What colour is the star?"),
     (ASSETS / "picture.png", "How many objects are there?"),
-    (ASSETS / "clip.mp4", "Describe the clip."),
+    (ASSETS / "clip.mp4", "How many things appear in the clip?"),
+    (ASSETS / "clip.mp4", "What colour is the cross?"),
 )
 
 
