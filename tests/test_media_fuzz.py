@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import resource
 import struct
@@ -12,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from foveal.errors import MediaError
 from foveal.media import ClipSampling, Frames, Limits, load, load_clip, probe
@@ -35,8 +37,6 @@ def exif(orientation: int) -> bytes:
 
 def picture(mode: str, kind: str, **options: object) -> Callable[[], bytes]:
     def make() -> bytes:
-        from PIL import Image
-
         image = Image.fromarray(PICTURE)
         image = Image.fromarray(np.arange(680, dtype=np.uint16).reshape(20, 34) * 90) if mode == "I;16" else image.convert(mode)
         return encode(image, kind, **options)
@@ -140,6 +140,22 @@ def attempt(data: bytes) -> bool:
             assert "0x" not in str(e) and len(str(e)) < 400 and "\n" not in str(e)
         assert time.monotonic() - begun < MAX_CASE_S
     return loaded
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name.startswith(("png", "apng", "jpeg", "webp", "gif", "bmp", "tiff"))]
+)
+def test_whole_files_are_what_pillow_reads(name: str) -> None:
+    """What is left out of a file before it is decoded changes no pixel."""
+    with Image.open(io.BytesIO(seed_file(name))) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "I;16":
+            expected = np.repeat((np.asarray(upright) >> 8)[..., None], 3, axis=2).astype(np.uint8)
+        else:
+            white = Image.new("RGBA", upright.size, "white")
+            expected = np.array(Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB"))
+    found = load(seed_file(name)).pixels[0]
+    assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 1  # two ways to flatten alpha
 
 
 # Pillow warns of damaged metadata and goes on; as errors, the warnings would hide what comes after.
