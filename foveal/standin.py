@@ -4,10 +4,7 @@ generation defaults, the chat template, a byte-level tokenizer with the released
 from __future__ import annotations
 
 import json
-import math
-import shutil
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,9 @@ from torch import Tensor
 
 from foveal.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer
 from foveal.config import ModelConfig
-from foveal.errors import CheckpointError
-from foveal.model.load import PIECE_ROWS_BYTES, SHARD_BYTES, skeleton, write_checkpoint
+from foveal.errors import CheckpointError, ConfigError
+from foveal.model.checkpoint import disk_name, plain, skeleton, to_dtype
+from foveal.model.save import SHARD_BYTES, rows, staged, total_bytes, write_json, write_weights
 from foveal.patches import Budget
 from foveal.prompt import builtin_template
 
@@ -28,35 +26,34 @@ def new_checkpoint(
 ) -> None:
     """Write random weights for timing, with a stand-in tokenizer and all files a checkpoint has.
 
-    One tensor's piece is in memory at a time. Raise CheckpointError for a folder in use or a disk too full.
+    Normal of 0.02, norms one, biases zero; the same for the same seed. dtype: by default the configuration's. Some 50 MB
+    are in memory at a time. Raise CheckpointError for a folder in use or a disk too full.
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
         raise CheckpointError(f"{directory} exists and is not an empty folder; name another one")
-    config = replace(config, dtype=dtype or config.dtype)
-    wanted = getattr(torch, config.dtype)
-    parent = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    free, need = shutil.disk_usage(parent).free, config.weight_bytes() + 64 * 2**20
-    if free < need:
-        raise CheckpointError(f"{directory} needs {need:,} bytes and the disk has {free:,} free")
-    shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+    wanted = to_dtype(dtype or config.dtype)
+    config = replace(config, dtype=plain(wanted))
+    shapes = {disk_name(name): tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+    number = {name: i for i, name in enumerate(shapes)}
 
-    def pieces(name: str) -> Iterable[Tensor]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-        rows = shapes[name][0]
-        width = math.prod(shapes[name][1:])
-        step = max(1, PIECE_ROWS_BYTES // max(1, 4 * width))
-        for first in range(0, rows, step):
-            shape = (min(step, rows - first), *shapes[name][1:])
+    def pieces(name: str) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed * len(number) + number[name])
+        for first, stop in rows(shapes[name]):
+            piece = torch.empty((stop - first, *shapes[name][1:]))
             if name.endswith("bias"):
-                yield torch.zeros(shape, dtype=wanted)
+                piece.zero_()
             elif "norm" in name:
-                yield torch.ones(shape, dtype=wanted)
+                piece.fill_(1.0)
             else:
-                yield torch.empty(shape).normal_(0.0, 0.02, generator=generator).to(wanted)
+                piece.normal_(0.0, 0.02, generator=generator)
+            yield piece.to(wanted)
 
-    write_checkpoint(directory, config, shapes, wanted, pieces, SHARD_BYTES)
-    write_companions(config, directory)
+    tensors = {name: (wanted, shape) for name, shape in shapes.items()}
+    with staged(directory, total_bytes(tensors)) as stage:
+        write_companions(config, stage)
+        write_weights(stage, tensors, pieces, SHARD_BYTES, {"format": "pt", "origin": f"random weights, seed {seed}"})
+        write_json(stage / "config.json", config.to_dict())
 
 
 def write_companions(config: ModelConfig, directory: Path, budget: Budget | None = None, *, tokenizer: bool = True) -> None:
@@ -87,7 +84,7 @@ def write_companions(config: ModelConfig, directory: Path, budget: Budget | None
         end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
     files["generation_config.json"] = {"pad_token_id": pad, "eos_token_id": [end, pad], "do_sample": False}
     for name, value in files.items():
-        (directory / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / name, value)
     (directory / "chat_template.jinja").write_text(builtin_template("instruct"), encoding="utf-8")
 
 
@@ -97,6 +94,7 @@ def _write_tokenizer(config: ModelConfig, directory: Path) -> tuple[int, int]:
 
     # The placeholder for pictures stands at a fixed place among the special tokens, which gives the first of them.
     first = config.image_token_id - SPECIAL_TOKENS.index("<|image_pad|>")
+    _require_released_order(config, first)
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary |= {f"filler{i}": i for i in range(len(vocabulary), first)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -107,3 +105,17 @@ def _write_tokenizer(config: ModelConfig, directory: Path) -> tuple[int, int]:
     save_tokenizer(tokenizer, directory)
     ids = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
     return ids["<|im_end|>"], ids["<|endoftext|>"]
+
+
+def _require_released_order(config: ModelConfig, first: int) -> None:
+    """Refuse token ids that a byte-level vocabulary with the special tokens in the released order cannot have."""
+    names = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    ids = (config.vision_start_token_id, config.vision_end_token_id, config.image_token_id, config.video_token_id)
+    expected = [first + SPECIAL_TOKENS.index(name) for name in names]
+    end = first + len(SPECIAL_TOKENS) + len(MARKUP_TOKENS)
+    if list(ids) != expected or first < 256 or end > config.text.vocab_size:
+        raise ConfigError(
+            f"the stand-in tokenizer has 256 bytes and then all special tokens in the released order: for {names[2]} at "
+            f"{ids[2]} that puts {', '.join(names)} at {expected} and needs ids {first} (256 or more) to {end - 1} of "
+            f"{config.text.vocab_size}; the configuration has {list(ids)}"
+        )

@@ -35,10 +35,8 @@ class Blocks:
         supported = "foveal reads plain weights and quant_method fp8 (e4m3, scales by block, dynamic activations)"
         method, form = raw.get("quant_method"), raw.get("fmt", "e4m3")
         if method != "fp8" or form != "e4m3":
-            raise CheckpointError(
-                f"{where}: the weights are quantized with {method!r}, fmt {form!r}; {supported}. "
-                "Use the checkpoint they were made from"
-            )
+            kind = repr(method) if method != "fp8" else f"fp8 in fmt {form!r}"
+            raise CheckpointError(f"{where}: the weights are quantized with {kind}; {supported}; use what they were made from")
         if (scheme := raw.get("activation_scheme", "dynamic")) != "dynamic":
             raise CheckpointError(f"{where}: activation_scheme is {scheme!r}; {supported}")
         block = raw.get("weight_block_size")
@@ -51,8 +49,9 @@ class Blocks:
         *outer, rows, columns = shape
         return (*outer, -(-rows // self.rows), -(-columns // self.columns))
 
-    def dequantize(self, weight: Tensor, scales: Tensor) -> Tensor:
-        """Multiply every block by its scale, in float32. weight: (..., N, K); scales: `grid` of its shape."""
-        rows, columns = weight.shape[-2:]
-        wide = scales.float().repeat_interleave(self.rows, dim=-2)[..., :rows, :]
-        return weight.float() * wide.repeat_interleave(self.columns, dim=-1)[..., :columns]
+    def dequantize(self, values: Tensor, scales: Tensor) -> Tensor:
+        """Multiply every block by its scale, in place. values: (..., N, K), float32; scales: `grid` of its shape."""
+        wide = scales.float().repeat_interleave(self.columns, dim=-1)[..., : values.shape[-1]]
+        for i, rows in enumerate(values.split(self.rows, dim=-2)):
+            rows.mul_(wide[..., i : i + 1, :])
+        return values

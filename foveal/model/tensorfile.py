@@ -86,21 +86,15 @@ class TensorFile:
         count = math.prod(entry.shape)
         return torch.frombuffer(self._mapping, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
-    def read(self, name: str, first: int = 0, stop: int | None = None, *, scratch: Tensor | None = None) -> Tensor:
-        """Read a tensor, or its rows first..stop of the first axis, into memory of its own.
-
-        With `scratch` (bytes, uint8), into that memory where it is large enough: the result is good until the next such read.
-        """
+    def read(self, name: str, first: int = 0, stop: int | None = None, *, into: Tensor | None = None) -> Tensor:
+        """Read a tensor, or its rows first..stop of the first axis, into memory of its own or `into` a contiguous tensor."""
         entry = self.entries[name]
         shape, start = entry.shape, entry.start
         if entry.shape:
             stop = entry.shape[0] if stop is None else stop
             shape, start = (stop - first, *entry.shape[1:]), entry.start + first * entry.row_bytes
-        size = math.prod(shape) * entry.dtype.itemsize
-        if scratch is not None and size <= len(scratch):
-            out = scratch[:size].view(entry.dtype).view(shape)
-        else:
-            out = torch.empty(shape, dtype=entry.dtype)
+        out = torch.empty(shape, dtype=entry.dtype) if into is None else into
+        assert out.shape == shape and out.dtype == entry.dtype
         self._read_into(_bytes_of(out), start)
         return out
 
@@ -182,7 +176,7 @@ def write_tensors(
     pieces: Callable[[str], Iterable[Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file whose tensors start on cache lines where their sizes allow, and flush it to the disk.
+    """Write a safetensors file whose tensors start on cache lines where their sizes allow.
 
     `pieces(name)` gives the values of a tensor in order, in as many parts as it likes, in the dtype that was announced.
     """
@@ -209,5 +203,3 @@ def write_tensors(
                 assert piece.dtype == tensors[name][0], f"{name}: {piece.dtype}"
                 written += file.write(_bytes_of(piece.contiguous()))
             assert written == nbytes(name), f"{name}: {written} bytes written, {nbytes(name)} announced"
-        file.flush()
-        os.fsync(file.fileno())
