@@ -16,7 +16,7 @@ import torch
 from foveal.batch import Batch
 from foveal.config import DTYPE_BYTES
 from foveal.errors import ConfigError
-from foveal.hub import resolve
+from foveal.hub import EMBEDDED, resolve
 from foveal.media import ClipSampling, Limits
 from foveal.model import KVCache, Qwen3VL
 from foveal.model.load import load_model
@@ -25,7 +25,6 @@ from foveal.processor import Processor, Request
 from foveal.reply import FinishReason, Piece, ReplyStream
 from foveal.sampler import Sampler, Sampling
 
-EMBEDDED = Path(__file__).parent / "assets" / "mini"
 PREFILL_WINDOW = 1024  # tokens a prefill step; bounds the memory of long prompts
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from foveal.errors import CheckpointError, ConfigError
 
+EMBEDDED = Path(__file__).parent / "assets" / "mini"  # the embedded model
 DESCRIPTION = ["*.json", "*.jinja", "*.txt"]
 WEIGHTS = ["*.safetensors"]  # never pickles, never code
 OTHER_FOLDERS = ["*/*"]  # a checkpoint lies at the top; below it are other formats of the same weights

@@ -112,7 +112,7 @@ def new(
 ) -> None:
     """Write a checkpoint with random weights and a stand-in tokenizer.
 
-    foveal new --preset 2B --random /tmp/qwen3-vl-2b-random
+    foveal new --preset 2B --random random-2b
     """
     from foveal.cli.new import run
 

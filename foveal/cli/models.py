@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import foveal
 from foveal.config import PRESETS, ModelConfig, preset
 from foveal.errors import CheckpointError, ConfigError
-from foveal.hub import hub_name, resolve
-
-EMBEDDED = Path(foveal.__file__).parent / "assets" / "mini"
+from foveal.hub import EMBEDDED, hub_name, resolve
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import queue
 from collections.abc import Iterator
-from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field, replace
-from multiprocessing.sharedctypes import SynchronizedArray
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,20 +146,19 @@ class Mix:
 
 @dataclass
 class Feed:
-    """Makes batches of examples in a background process, seeds in order, kinds asked in proportion to shared weights.
+    """Makes batches of examples in a background process: seeds in order from `seed`, kinds asked in proportion to weights.
 
-    The process starts at `seed`; after a resume it continues there. Closing ends it.
+    What it makes depends on these values alone, so a run that resumes with them sees the same batches. Closing ends it.
     """
 
     maker: ExampleMaker
     batch_size: int
     seed: int
     mix: Mix
-    kind_weights: list[float] = field(default_factory=lambda: [1.0] * len(QUESTION_KINDS))
+    weights: dict[str, float]
 
     def __post_init__(self) -> None:
         context = mp.get_context("fork")
-        self._weights: SynchronizedArray[float] = context.Array("d", self.kind_weights)
         self._queue: mp.Queue[Any] = context.Queue(maxsize=4)
         self._process = context.Process(target=self._produce, daemon=True)
         self._process.start()
@@ -174,19 +171,14 @@ class Feed:
         try:
             while True:
                 batch = []
-                weights = dict(zip(QUESTION_KINDS, self._weights[:], strict=True))
                 for _ in range(self.batch_size):
-                    batch.append(self.maker(make_item(seed, self.mix, weights)))
+                    batch.append(self.maker(make_item(seed, self.mix, self.weights)))
                     seed += 1
                 self._queue.put(batch)
         except KeyboardInterrupt:
             pass  # the trainer says what happened
         except Exception as e:
             self._queue.put(e)
-
-    def weigh(self, weights: SequenceOf[float]) -> None:
-        """Change how often each kind is asked, for batches not yet made."""
-        self._weights[:] = list(weights)
 
     def __iter__(self) -> Iterator[list[Example]]:
         while True:

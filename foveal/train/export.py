@@ -20,11 +20,9 @@ def export(run: Path, out: Path) -> None:
     config = mini.config(tokenizers.Tokenizer.from_file(str(run / "tokenizer.json")))
     tensors, _ = checkpoint.load(run)
     model = Qwen3VL(config)
-    prefix = "master."
-    weights = {
-        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix) and not k.startswith("master.dense.")
-    }
-    model.load_state_dict(weights)
+    masters = {name.removeprefix("master."): tensor for name, tensor in tensors.items() if name.startswith("master.")}
+    # Strict about the model's own names; what is left over is the dense heads, which were only there to learn with.
+    model.load_state_dict({name: masters[name] for name in model.state_dict()})
     save_model(model, out, dtype=torch.float16)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(run / name, out / name)

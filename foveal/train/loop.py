@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Settings:
     warmup: int = 100
     seed: int = 1
     save_every: int = 250
+    reweigh_every: int = 100
     log_every: int = 20
 
 
@@ -66,10 +67,8 @@ class Trainer:
 
     def __init__(
         self, model: Qwen3VL, maker: ExampleMaker, settings: Settings, stages: Sequence[Stage], folder: Path,
-        on_save: Callable[[Trainer], None] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.maker, self.settings, self.stages, self.folder = model, maker, settings, stages, folder
-        self.on_save = on_save
         vision = model.config.vision
         classes = [len(KIND_CLASSES), len(COLOUR_CLASSES), len(CHAR_CLASSES)]
         torch.manual_seed(settings.seed)
@@ -78,13 +77,16 @@ class Trainer:
         self.optimiser = MasterAdamW(
             named, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas, clip=settings.clip
         )
+        self._stopping = False
         self.step, self.next_seed, self.elapsed_s = 0, 0, 0.0
         self.accuracy = dict.fromkeys(QUESTION_KINDS, 0.0)  # teacher-forced, whole answers, decayed mean
+        self.weights, self.weighed_at = self._weigh(), 0
         if (folder / checkpoint.FILE).is_file():
             tensors, state = checkpoint.load(folder)
             self.optimiser.restore(tensors)
             self.step, self.next_seed, self.elapsed_s = state["step"], state["next_seed"], state["elapsed_s"]
             self.accuracy |= state["accuracy"]
+            self.weights, self.weighed_at = state["weights"], state["weighed_at"]
 
     def stage(self) -> Stage:
         """Return the stage the next step belongs to."""
@@ -92,17 +94,24 @@ class Trainer:
         return next((s for s in self.stages if share < s.until), self.stages[-1])
 
     def run(self) -> None:
-        """Train to the last step, or until interrupted; either way the state is saved."""
+        """Train to the last step, or until `stop`; either way the state is saved.
+
+        An exception leaves the last checkpoint as it is: what it interrupted is half a step. Raise FloatingPointError, with
+        the step, when a gradient is not finite.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         stage, sums = self.stage(), _Means()
-        feed = Feed(self.maker, self.settings.batch_size, self.next_seed, stage.mix, self._weights())
+        feed = self._feed(stage)
         batches = iter(feed)
         try:
-            while self.step < self.settings.steps:
-                if self.stage() is not stage:
+            while self.step < self.settings.steps and not self._stopping:
+                due = self.step % self.settings.reweigh_every == 0 and self.step > self.weighed_at
+                if due or self.stage() is not stage:
+                    if due:
+                        self.weights, self.weighed_at = self._weigh(), self.step
                     stage = self.stage()
                     feed.close()
-                    feed = Feed(self.maker, self.settings.batch_size, self.next_seed, stage.mix, self._weights())
+                    feed = self._feed(stage)
                     batches = iter(feed)
                 started = time.perf_counter()
                 examples = next(batches)
@@ -114,30 +123,31 @@ class Trainer:
                 sums.add(metrics | {"wait_s": waited, "step_s": time.perf_counter() - started})
                 if self.step % self.settings.log_every == 0:
                     self._log(sums.take(), stage)
-                    feed.weigh(self._weights())
                 if self.step % self.settings.save_every == 0:
                     self.save()
+            self.save()
         finally:
             feed.close()
-            self.save()
+
+    def stop(self) -> None:
+        """End `run` after the step it is in; safe to call from a signal handler."""
+        self._stopping = True
 
     def save(self) -> None:
-        """Write the resumable state, then let the caller export weights."""
+        """Write the resumable state."""
         state = {
             "step": self.step, "next_seed": self.next_seed, "elapsed_s": self.elapsed_s, "accuracy": self.accuracy,
+            "weights": self.weights, "weighed_at": self.weighed_at,
             "settings": asdict(self.settings),
         }  # fmt: skip
         checkpoint.save(self.folder, self.optimiser.tensors(), state)
-        if self.on_save is not None:
-            self.on_save(self)
 
-    def master_weights(self) -> dict[str, Tensor]:
-        """Return the model's float32 weights by name."""
-        return {name: w for name, w in self.optimiser.masters.items() if not name.startswith("dense.")}
+    def _feed(self, stage: Stage) -> Feed:
+        return Feed(self.maker, self.settings.batch_size, self.next_seed, stage.mix, dict(self.weights))
 
-    def _weights(self) -> list[float]:
+    def _weigh(self) -> dict[str, float]:
         """Ask most about what is answered worst."""
-        return [(0.15 + (1.0 - self.accuracy[kind])) * EMPHASIS.get(kind, 1.0) for kind in QUESTION_KINDS]
+        return {kind: (1.15 - self.accuracy[kind]) * EMPHASIS.get(kind, 1.0) for kind in QUESTION_KINDS}
 
     def _train_step(self, examples: list[Example], stage: Stage) -> dict[str, float]:
         vision = self.model.encode(PatchBatch.pack([e.patches for e in examples], self.model.config.vision))
@@ -159,7 +169,11 @@ class Trainer:
             self._count(examples, rows, logits.detach().argmax(-1) == labels[rows])
         loss.backward()
         scale = cosine(self.step, self.settings.steps, self.settings.warmup)
-        metrics["grad_norm"] = self.optimiser.step(scale)
+        try:
+            metrics["grad_norm"] = self.optimiser.step(scale)
+        except FloatingPointError as e:
+            seeds = f"seeds {self.next_seed}..{self.next_seed + len(examples) - 1}"
+            raise FloatingPointError(f"step {self.step} ({seeds}): {e}; the last good checkpoint is in {self.folder}") from None
         return metrics
 
     def _count(self, examples: list[Example], rows: Tensor, right: Tensor) -> None:

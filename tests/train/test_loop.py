@@ -1,0 +1,120 @@
+"""The loop: it learns, it resumes bit for bit, it stops between steps, and a bad gradient leaves the last checkpoint alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from foveal.config import ModelConfig
+from foveal.errors import CheckpointError
+from foveal.generate import Pipeline
+from foveal.model import Qwen3VL
+from foveal.train import checkpoint
+from foveal.train.data import ExampleMaker, Mix
+from foveal.train.loop import Settings, Stage, Trainer
+from foveal.train.optimiser import cosine
+from foveal.world import EASY
+
+Tiny = tuple[ModelConfig, ExampleMaker]
+
+
+def _trainer(tiny: Tiny, folder: Path, steps: int = 6, **changes: object) -> Trainer:
+    config, maker = tiny
+    model = Qwen3VL(config)
+    model.init_weights(3)
+    settings = Settings(steps=steps, batch_size=2, warmup=2, log_every=2, save_every=100, reweigh_every=2, **changes)  # type: ignore[arg-type]
+    stages = [Stage(0.5, Mix(EASY), answers=0.0, dense=1.0), Stage(1.0, Mix(EASY, 0.5), answers=1.0, dense=0.5)]
+    return Trainer(model, maker, settings, stages, folder)
+
+
+def test_resume_is_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
+    whole = _trainer(tiny, tmp_path / "whole")
+    whole.run()
+    # Interrupted in each stage, by a stop asked for during a step.
+    for _ in range(6):
+        part = _trainer(tiny, tmp_path / "parts")
+        step = part._train_step
+
+        def once(examples: object, stage: object, part: Trainer = part, step: object = step) -> object:
+            part.stop()
+            return step(examples, stage)  # type: ignore[operator]
+
+        part._train_step = once  # type: ignore[method-assign, assignment]
+        part.run()
+    assert part.step == whole.step == 6
+    assert part.next_seed == whole.next_seed == 12
+    for name, weight in whole.optimiser.masters.items():
+        assert torch.equal(weight, part.optimiser.masters[name]), name
+    assert part.accuracy == whole.accuracy
+
+
+def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, tmp_path, steps=60, lr=3e-3)
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    dense = [line["dense"] for line in lines if "dense" in line]
+    answers = [line["loss"] for line in lines if "loss" in line]
+    assert dense[-1] < 0.9 * dense[0]
+    assert answers[-1] < 0.9 * answers[0]
+
+
+def test_a_bad_gradient_leaves_the_last_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, tmp_path, steps=2)
+    trainer.run()
+    before = (tmp_path / checkpoint.FILE).read_bytes()
+    broken = _trainer(tiny, tmp_path, steps=4)
+    with torch.no_grad():
+        broken.model.visual.merger.linear_fc2.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 2 \(seeds 4..5\): the gradient norm is nan; the last good"):
+        broken.run()
+    assert (tmp_path / checkpoint.FILE).read_bytes() == before
+
+
+def test_an_interrupted_save_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, {"a": torch.ones(3)}, {"step": 1})
+
+    def full(*_: object, **__: object) -> None:
+        (tmp_path / f"{checkpoint.FILE}.part").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, {"a": torch.zeros(3)}, {"step": 2})
+    tensors, state = checkpoint.load(tmp_path)
+    assert torch.equal(tensors["a"], torch.ones(3)) and state == {"step": 1}
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        checkpoint.load(tmp_path)
+
+
+def test_cosine() -> None:
+    scales = [cosine(step, 100, 10) for step in range(101)]
+    assert scales[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert scales[10] == 1.0 and scales[100] == pytest.approx(0.02)
+    assert scales[10:] == sorted(scales[10:], reverse=True)
+
+
+def test_export_is_a_whole_checkpoint(tmp_path: Path) -> None:
+    from foveal.train import mini
+    from foveal.train.export import export
+
+    run = tmp_path / "run"
+    mini.folder_tokenizer(run)
+    import tokenizers
+
+    config = mini.config(tokenizers.Tokenizer.from_file(str(run / "tokenizer.json")))
+    model = Qwen3VL(config)
+    model.init_weights(5)
+    masters = {f"master.{name}": p.detach().clone() for name, p in model.named_parameters()}
+    checkpoint.save(run, masters | {"master.dense.heads.0.bias": torch.ones(2)}, {})
+    export(run, tmp_path / "out")
+    pipeline = Pipeline.load(tmp_path / "out")
+    assert pipeline.processor.budget == mini.BUDGET
+    for name, p in pipeline.model.named_parameters():
+        assert torch.equal(p, masters[f"master.{name}"].half().float()), name
+    assert sum(f.stat().st_size for f in (tmp_path / "out").iterdir()) < 24_000_000
