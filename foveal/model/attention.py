@@ -5,8 +5,10 @@ This is the plain version, by `scaled_dot_product_attention` and one call a sequ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,16 +60,50 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequ
     q: (T, N, H); k, v: (T, G, H) with N a multiple of G; lengths: the new rows of each sequence, summing to T;
     caches: one a sequence, holding what came before. Return (T, N, H).
     """
+    if caches is None:
+        return _attend_together(q, k, v, lengths)
     out, start = [], 0
     for i, n in enumerate(lengths):
         rows = slice(start, start + n)
         start += n
-        if caches is None:
-            keys, values = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
-        else:
-            keys, values = caches[i].write(layer, k[rows], v[rows])
-        out.append(_attend_one(q[rows], keys, values))
+        out.append(_attend_one(q[rows], *caches[i].write(layer, k[rows], v[rows])))
     return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _attend_together(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attend inside whole sequences, those of like length in one call."""
+    if len(lengths) == 1:
+        return _attend_one(q, k.transpose(0, 1), v.transpose(0, 1))
+    groups, back = _groups(tuple(lengths))
+    out = []
+    for rows, real in groups:
+        queries, keys, values = (x[rows].transpose(1, 2) for x in (q, k, v))  # (B, heads, L, H)
+        done = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        out.append(done.transpose(1, 2).flatten(0, 1)[real])
+    return torch.cat(out)[back]
+
+
+@functools.lru_cache(maxsize=4)
+def _groups(lengths: tuple[int, ...]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Group sequences of like length, the shortest at least four fifths of the longest.
+
+    Return for each group the (B, L) packed rows of its sequences, filled up at their ends, and which of the B * L are real;
+    then the place of every packed row among all real ones. Under a causal mask no row that counts sees what was filled up.
+    """
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i])
+    groups, packed = [], []
+    while order:
+        longest = lengths[order[0]]
+        group = [i for i in order if lengths[i] >= 0.8 * longest]
+        order = order[len(group) :]
+        steps = np.arange(longest)
+        sizes = np.array([lengths[i] for i in group])[:, None]
+        rows = starts[group][:, None] + np.minimum(steps, sizes - 1)
+        real = np.flatnonzero(steps < sizes)
+        packed.append(rows.ravel()[real])
+        groups.append((torch.from_numpy(rows), torch.from_numpy(real)))
+    return groups, torch.from_numpy(np.argsort(np.concatenate(packed)))
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def main() -> None:
     from foveal.tokenizer import Tokenizer
     from foveal.train import mini
     from foveal.train.data import ExampleMaker
+    from foveal.train.initial import look_nearby
     from foveal.train.loop import Trainer
 
     torch.set_num_threads(args.threads)
@@ -44,6 +45,7 @@ def main() -> None:
     maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), mini.BUDGET)
     model = Qwen3VL(config)
     model.init_weights(mini.settings(1).seed)
+    look_nearby(model.visual, mini.settings(1).seed)
     trainer = Trainer(model, maker, mini.settings(args.steps), mini.stages(), args.folder)
     dtype = fastest_dtype() if args.dtype == "auto" else getattr(torch, args.dtype)
     model.to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import queue
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,20 +19,24 @@ from foveal.prompt import ChatTemplate
 from foveal.sequence import Sequence, build
 from foveal.tokenizer import Tokenizer
 from foveal.world import CLIP_KINDS, PICTURE_KINDS, QUESTION_KINDS, Difficulty, Item, cell_labels, clip_item, picture_item
+from foveal.world.scene import sample_size
 
 IGNORE = -100
 NO_BOX = -1.0
+QUARTERS = 4  # characters are named at half a patch
 
 
 @dataclass(frozen=True)
 class CellTargets:
     """Dense targets of an example's vision tokens.
 
-    classes: (V, merge*merge, 3) int64, kind, colour and character of every patch of a token;
+    classes: (V, merge*merge, 2) int64, kind and colour of every patch of a token;
+    chars: (V, merge*merge, QUARTERS) int64, the character in every quarter of a patch (digits are narrower than a patch);
     boxes: (V, 4) float32, x1 y1 x2 y2 in 0..1 of the thing that covers most of the token, NO_BOX where there is none.
     """
 
     classes: np.ndarray
+    chars: np.ndarray
     boxes: np.ndarray
 
 
@@ -100,7 +105,8 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
     vision = config.vision
     per = 1 if item.kind == "image" else vision.temporal_patch_size
     block = vision.spatial_merge_size**2
-    classes = np.zeros((len(patches.pixels), 3), np.int64)
+    classes = np.zeros((len(patches.pixels), 2), np.int64)
+    chars = np.zeros((len(patches.pixels), QUARTERS), np.int64)
     boxes = np.full((len(patches.pixels) // block, 4), NO_BOX, np.float32)
     tokens = patches.coords[::block]
     for t, (rows, columns) in enumerate(patches.grids):
@@ -110,10 +116,12 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
         found = cell_labels(item, size, cell=vision.patch_size, frame=frame)
         mine = patches.coords[:, 0] == t
         at = patches.coords[mine, 1], patches.coords[mine, 2]
-        classes[mine] = np.stack([found.kind[at], found.colour[at], found.char[at]], axis=1)
+        classes[mine] = np.stack([found.kind[at], found.colour[at]], axis=1)
+        fine = cell_labels(item, size, cell=vision.patch_size // 2, frame=frame).char
+        chars[mine] = fine.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(rows, columns, QUARTERS)[at]
         here = tokens[:, 0] == t
         boxes[here] = _token_boxes(item.object_map[frame], tokens[here, 1:] // vision.spatial_merge_size, size, vision.factor)
-    return CellTargets(classes.reshape(-1, block, 3), boxes)
+    return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes)
 
 
 def _token_boxes(objects: np.ndarray, at: np.ndarray, size: tuple[int, int], factor: int) -> np.ndarray:
@@ -138,17 +146,28 @@ def _token_boxes(objects: np.ndarray, at: np.ndarray, size: tuple[int, int], fac
 
 @dataclass(frozen=True)
 class Mix:
-    """What a stretch of training is fed: pictures of `difficulty`, and a share of clips."""
+    """What a stretch of training is fed: pictures of `difficulty`, and a share of clips (of `clips`, where that is given)."""
 
     difficulty: Difficulty
     clip_share: float = 0.0
+    clips: Difficulty | None = None
+
+    def of_one_size(self, seed: int) -> Mix:
+        """Fix the size of all pictures, and that of all clips, by a seed."""
+        rng = np.random.default_rng([seed, 78])
+        level, clips = self.difficulty, self.clips or self.difficulty
+        picture = sample_size(rng, level.min_side, level.max_side, level.max_ratio)
+        clip = sample_size(rng, *clips.clip_side, clips.max_ratio)
+        return Mix(replace(level, size=picture), self.clip_share, replace(clips, size=clip))
 
 
 @dataclass
 class Feed:
     """Makes batches of examples in a background process: seeds in order from `seed`, kinds asked in proportion to weights.
 
-    What it makes depends on these values alone, so a run that resumes with them sees the same batches. Closing ends it.
+    The pictures of a batch are of one size, and come before its clips, which are of another: frames of equal length are
+    attended to in one call. What it makes depends on these values alone, so a run that resumes with them sees the same
+    batches. Closing ends it.
     """
 
     maker: ExampleMaker
@@ -166,17 +185,17 @@ class Feed:
     def _produce(self) -> None:
         import torch
 
+        # The trainer's own handlers came along with the fork; here the end is the end, and Ctrl-C is the trainer's affair.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         torch.set_num_threads(1)
         seed = self.seed
         try:
             while True:
-                batch = []
-                for _ in range(self.batch_size):
-                    batch.append(self.maker(make_item(seed, self.mix, self.weights)))
-                    seed += 1
-                self._queue.put(batch)
-        except KeyboardInterrupt:
-            pass  # the trainer says what happened
+                mix = self.mix.of_one_size(seed)
+                items = [make_item(seed + i, mix, self.weights) for i in range(self.batch_size)]
+                seed += self.batch_size
+                self._queue.put([self.maker(item) for item in sorted(items, key=lambda item: item.kind)])
         except Exception as e:
             self._queue.put(e)
 
@@ -202,5 +221,6 @@ def make_item(seed: int, mix: Mix, weights: dict[str, float], split: str = "trai
     rng = np.random.default_rng([seed, 77])
     clip = rng.random() < mix.clip_share
     kinds = CLIP_KINDS if clip else PICTURE_KINDS
-    level = replace(mix.difficulty, questions=tuple((kind, weights[kind]) for kind in kinds))
+    level = mix.clips if clip and mix.clips is not None else mix.difficulty
+    level = replace(level, questions=tuple((kind, weights[kind]) for kind in kinds))
     return clip_item(seed, level, split) if clip else picture_item(seed, level, split)

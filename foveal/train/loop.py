@@ -1,4 +1,4 @@
-"""The training loop: packed batches, dense and answer losses, resume, metrics as JSON lines."""
+"""The training loop: packed batches, a teacher's, dense and answer losses, resume, metrics as JSON lines."""
 
 from __future__ import annotations
 
@@ -14,35 +14,44 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveal.batch import Batch, PatchBatch
 from foveal.model import Qwen3VL
 from foveal.train import checkpoint
 from foveal.train.data import IGNORE, Example, ExampleMaker, Feed, Mix
 from foveal.train.dense import DenseHeads
-from foveal.train.optimiser import MasterAdamW, cosine
-from foveal.world import CHAR_CLASSES, COLOUR_CLASSES, KIND_CLASSES, QUESTION_KINDS
+from foveal.train.optimiser import MasterOptimiser, schedule
+from foveal.train.teacher import Lessons, Teacher, trained_teacher
+from foveal.world import QUESTION_KINDS
 
 # Kinds that cost many answer tokens, or that no other kind builds on, are asked less.
 EMPHASIS = {
-    "read_word": 0.3,
-    "icon": 0.5,
+    "read_word": 0.15,
+    "icon": 0.4,
+    "describe": 0.6,
     "vanish_time": 0.4,
-    "moves": 0.4,
-    "clip_count": 0.4,
-    "clip_colour": 0.5,
-    "timeline": 0.5,
+    "moves": 0.25,
+    "clip_count": 0.3,
+    "clip_colour": 0.4,
+    "timeline": 0.4,
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is fed and learned until a share `until` of all steps: 0 answers means the vision encoder alone."""
+    """What is fed and learned until a share `until` of all steps, in batches of `batch_size`.
+
+    answers, dense, teacher: the weights of three losses, on the answers, on what every patch shows, and on what the teacher
+    says. 0 answers means the vision encoder alone; a teacher sees still pictures only.
+    """
 
     until: float
     mix: Mix
+    batch_size: int
     answers: float
     dense: float
+    teacher: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,13 @@ class Settings:
     """Everything that decides a run's result, with the stages."""
 
     steps: int
-    batch_size: int = 16
     lr: float = 1.5e-3
-    weight_decay: float = 0.05
+    muon_lr: float = 0.01
+    weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
-    warmup: int = 100
+    warmup: int = 30
+    teacher_steps: int = 600
     seed: int = 1
     save_every: int = 250
     reweigh_every: int = 100
@@ -70,13 +80,15 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.model, self.maker, self.settings, self.stages, self.folder = model, maker, settings, stages, folder
         vision = model.config.vision
-        classes = [len(KIND_CLASSES), len(COLOUR_CLASSES), len(CHAR_CLASSES)]
         torch.manual_seed(settings.seed)
-        self.heads = DenseHeads(model.config.text.hidden_size, 1 + len(vision.taps), vision.spatial_merge_size**2, classes)
-        named = [*model.named_parameters(), *((f"dense.{k}", p) for k, p in self.heads.named_parameters())]
-        self.optimiser = MasterAdamW(
-            named, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas, clip=settings.clip
-        )
+        self.heads = DenseHeads(model.config.text.hidden_size, 1 + len(vision.taps), vision.spatial_merge_size**2)
+        self.lessons, self.teacher = Lessons(model.visual), Teacher()
+        extra = {"dense": self.heads, "lessons": self.lessons}
+        named = [*model.named_parameters(), *((f"{k}.{n}", p) for k, m in extra.items() for n, p in m.named_parameters())]
+        self.optimiser = MasterOptimiser(
+            named, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay, betas=settings.betas,
+            clip=settings.clip,
+        )  # fmt: skip
         self._stopping = False
         self.step, self.next_seed, self.elapsed_s = 0, 0, 0.0
         self.accuracy = dict.fromkeys(QUESTION_KINDS, 0.0)  # teacher-forced, whole answers, decayed mean
@@ -101,6 +113,8 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         stage, sums = self.stage(), _Means()
+        if stage.teacher:
+            self._find_teacher(stage)
         feed = self._feed(stage)
         batches = iter(feed)
         try:
@@ -143,16 +157,48 @@ class Trainer:
         checkpoint.save(self.folder, self.optimiser.tensors(), state)
 
     def _feed(self, stage: Stage) -> Feed:
-        return Feed(self.maker, self.settings.batch_size, self.next_seed, stage.mix, dict(self.weights))
+        return Feed(self.maker, stage.batch_size, self.next_seed, stage.mix, dict(self.weights))
+
+    def _find_teacher(self, stage: Stage) -> None:
+        """Read the teacher, or train it first, on pictures whose seeds lie beyond those of the run."""
+        feed = Feed(self.maker, stage.batch_size, 10**8, stage.mix, dict(self.weights))
+        try:
+            self.teacher = trained_teacher(
+                self.folder,
+                iter(feed),
+                self.model.config.vision.patch_size,
+                self.settings.teacher_steps,
+                dtype=self.model.dtype,
+            )
+        finally:
+            feed.close()
 
     def _weigh(self) -> dict[str, float]:
         """Ask most about what is answered worst."""
         return {kind: (1.15 - self.accuracy[kind]) * EMPHASIS.get(kind, 1.0) for kind in QUESTION_KINDS}
 
     def _train_step(self, examples: list[Example], stage: Stage) -> dict[str, float]:
+        # On a CPU the fused attention's backward pass is several times slower than plain products, at lengths like these.
+        with sdpa_kernel([SDPBackend.MATH]):
+            loss, metrics = self._losses(examples, stage)
+            loss.backward()
+        scale = schedule(self.step, self.settings.steps, self.settings.warmup)
+        try:
+            metrics["grad_norm"] = self.optimiser.step(scale)
+        except FloatingPointError as e:
+            seeds = f"seeds {self.next_seed}..{self.next_seed + len(examples) - 1}"
+            raise FloatingPointError(f"step {self.step} ({seeds}): {e}; the last good checkpoint is in {self.folder}") from None
+        return metrics
+
+    def _losses(self, examples: list[Example], stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        self.lessons.listening = bool(stage.teacher)
         vision = self.model.encode(PatchBatch.pack([e.patches for e in examples], self.model.config.vision))
         loss = torch.zeros(())
         metrics: dict[str, float] = {}
+        if stage.teacher:
+            lessons = self.lessons(self.teacher, examples, self.model.config.vision.patch_size)
+            loss = loss + stage.teacher * lessons
+            metrics["lessons"] = lessons.item()
         if stage.dense:
             dense, metrics = self.heads(vision, [e.cells for e in examples])
             loss = loss + stage.dense * dense
@@ -167,14 +213,7 @@ class Trainer:
             loss = loss + stage.answers * answers
             metrics["loss"] = answers.item()
             self._count(examples, rows, logits.detach().argmax(-1) == labels[rows])
-        loss.backward()
-        scale = cosine(self.step, self.settings.steps, self.settings.warmup)
-        try:
-            metrics["grad_norm"] = self.optimiser.step(scale)
-        except FloatingPointError as e:
-            seeds = f"seeds {self.next_seed}..{self.next_seed + len(examples) - 1}"
-            raise FloatingPointError(f"step {self.step} ({seeds}): {e}; the last good checkpoint is in {self.folder}") from None
-        return metrics
+        return loss, metrics
 
     def _count(self, examples: list[Example], rows: Tensor, right: Tensor) -> None:
         """Follow, per kind of question, how many whole answers are predicted right."""
@@ -193,7 +232,7 @@ class Trainer:
     def _log(self, means: dict[str, float], stage: Stage) -> None:
         line: dict[str, Any] = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "items": self.next_seed}
         line |= {key: round(value, 4) for key, value in means.items()}
-        line["items_per_s"] = round(self.settings.batch_size / means["step_s"], 1)
+        line["items_per_s"] = round(stage.batch_size / means["step_s"], 1)
         if stage.answers:
             line["accuracy"] = {kind: round(value, 3) for kind, value in self.accuracy.items()}
         with (self.folder / "metrics.jsonl").open("a") as f:

@@ -13,7 +13,7 @@ from foveal.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
 from foveal.patches import Budget
 from foveal.train.data import Mix
 from foveal.train.loop import Settings, Stage
-from foveal.world import EASY, Difficulty, clip_item, picture_item
+from foveal.world import Difficulty, clip_item, picture_item
 
 VOCABULARY = 1024
 # Pictures of 96 to 288 pixels a side are trained on: 9 to 81 tokens. Larger ones are brought down to what was seen.
@@ -58,18 +58,25 @@ def config(tokenizer: tokenizers.Tokenizer) -> ModelConfig:
     )  # fmt: skip
 
 
+def world() -> Difficulty:
+    """Return what the embedded model is trained for and examined on: up to six things, 96 to 192 pixels a side."""
+    return Difficulty(
+        max_side=192, text_px=(20, 44), families=(("shape", 5.0), ("icon", 1.5), ("number", 1.7), ("word", 0.5)),
+        clip_side=(96, 144), clip_frames=(4, 12), clip_objects=(1, 3), event_step=1,
+    )  # fmt: skip
+
+
 def stages() -> list[Stage]:
-    """Return the curriculum: learn to see, then small scenes, then ever larger ones, clips among them."""
-    seeing = Difficulty(max_side=224, max_questions=1, families=(("shape", 4.0), ("icon", 2.0), ("number", 2.0), ("word", 2.0)))
-    small = replace(EASY, max_side=128, max_objects=3, families=(("shape", 5.0), ("icon", 2.0), ("number", 2.0), ("word", 1.0)),
-                    text_px=(18, 40), clip_side=(64, 128), clip_frames=(4, 8), clip_objects=(1, 2))  # fmt: skip
-    middle = Difficulty(
-        max_side=192, max_objects=4, text_px=(16, 40), clip_side=(96, 160), clip_frames=(4, 12), clip_objects=(1, 3)
-    )
+    """Return the curriculum: see many things with the teacher, answer about few in small pictures, then about the world."""
+    seeing = replace(
+        world(), max_side=160, min_objects=3, max_object_share=0.45, max_questions=1,
+        families=(("shape", 4.0), ("icon", 2.0), ("number", 2.5), ("word", 0.7)),
+    )  # fmt: skip
+    small = replace(world(), max_side=128, max_objects=3, clip_side=(64, 112), clip_frames=(4, 8), clip_objects=(1, 2))
     return [
-        Stage(0.25, Mix(seeing, 0.1), answers=0.0, dense=1.0),
-        Stage(0.65, Mix(small, 0.25), answers=1.0, dense=1.0),
-        Stage(1.00, Mix(middle, 0.3), answers=1.0, dense=0.5),
+        Stage(0.16, Mix(seeing), 48, answers=0.0, dense=1.0, teacher=1.0),
+        Stage(0.45, Mix(small, 0.25), 32, answers=1.0, dense=0.5),
+        Stage(1.00, Mix(world(), 0.3), 32, answers=1.0, dense=0.3),
     ]
 
 

@@ -1,4 +1,4 @@
-"""AdamW on float32 master weights, whatever the model computes in; cosine schedule with a linear warm-up."""
+"""Muon and AdamW on float32 master weights, whatever the model computes in, and the schedule of their learning rates."""
 
 from __future__ import annotations
 
@@ -9,31 +9,47 @@ import torch
 from torch import Tensor, nn
 
 
-def cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
-    """Scale of the learning rate at `step` of `steps`: up to 1 over `warmup`, then down to `floor`."""
+def schedule(step: int, steps: int, warmup: int, rest: float = 0.4, floor: float = 0.02) -> float:
+    """Scale of the learning rate at `step` of `steps`: up to 1 over `warmup`, 1, and over the last `rest` down to `floor`.
+
+    Flat until late, so that a run can be given more or fewer steps on the way.
+    """
     if step < warmup:
         return (step + 1) / warmup
-    share = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share))
+    left = (steps - step) / max(1.0, rest * steps)
+    return floor + (1 - floor) * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
 
 
-class MasterAdamW:
+class MasterOptimiser:
     """Keeps float32 copies of the parameters, steps them, and writes them back in the model's dtype.
 
-    Matrices decay; norms, biases and tables do not. Gradients are clipped to `clip` by their global norm.
+    Muon steps the matrices of blocks and layers, AdamW the rest: tables, mergers, heads, norms, biases. Matrices decay; norms,
+    biases and tables do not. Gradients are clipped to `clip` by their global norm.
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float, betas: tuple[float, float],
-        clip: float,
+        self, named: Iterable[tuple[str, nn.Parameter]], *, lr: float, muon_lr: float, weight_decay: float,
+        betas: tuple[float, float], clip: float,
     ) -> None:  # fmt: skip
         self.named = dict(named)
-        self.lr, self.clip = lr, clip
+        self.clip = clip
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
-        decay = [m for name, m in self.masters.items() if self.named[name].ndim >= 2 and "embed" not in name]
-        rest = [m for name, m in self.masters.items() if not (self.named[name].ndim >= 2 and "embed" not in name)]
+        turned, decay, rest = [], [], []
+        for name, master in self.masters.items():
+            if master.ndim == 2 and ("blocks." in name or "layers." in name):
+                turned.append(master)
+            elif master.ndim >= 2 and "embed" not in name:
+                decay.append(master)
+            else:
+                rest.append(master)
         groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.adam = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+        self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True), lr)
+        ]
+        if turned:
+            # The scale that makes an update as large as AdamW's would be, so that both learning rates read alike.
+            muon = torch.optim.Muon(turned, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            self.optimisers.append((muon, muon_lr))
 
     @torch.no_grad()
     def step(self, scale: float) -> float:
@@ -50,19 +66,21 @@ class MasterAdamW:
             raise FloatingPointError(f"the gradient norm is {norm}")
         if norm > self.clip:
             torch._foreach_mul_(grads, self.clip / norm)
-        for group in self.adam.param_groups:
-            group["lr"] = self.lr * scale
-        self.adam.step()
+        for optimiser, lr in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr * scale
+            optimiser.step()
         for name, parameter in self.named.items():
             parameter.copy_(self.masters[name])
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name everything a resume needs: master weights and both moments."""
+        """Name everything a resume needs: master weights and the optimisers' moments."""
         out = {f"master.{name}": m for name, m in self.masters.items()}
         for name, master in self.masters.items():
-            for key, value in self.adam.state.get(master, {}).items():
-                out[f"{key}.{name}"] = value
+            for optimiser, _ in self.optimisers:
+                for key, value in optimiser.state.get(master, {}).items():
+                    out[f"{key}.{name}"] = value
         return out
 
     @torch.no_grad()
@@ -71,6 +89,10 @@ class MasterAdamW:
         for name, master in self.masters.items():
             master.copy_(tensors[f"master.{name}"])
             self.named[name].copy_(master)
-            moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
-            if moments:
-                self.adam.state[master] = moments
+        for optimiser, _ in self.optimisers:
+            keys = ("momentum_buffer",) if isinstance(optimiser, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+            held = {id(p) for group in optimiser.param_groups for p in group["params"]}
+            for name, master in self.masters.items():
+                moments = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}
+                if moments and id(master) in held:
+                    optimiser.state[master] = moments

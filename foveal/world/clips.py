@@ -96,7 +96,7 @@ def _sample_span(rng: np.random.Generator, frames: int, step: int) -> tuple[int,
 
 def sample_clip(rng: np.random.Generator, level: Difficulty) -> Clip:
     """Draw a clip. No two things ever touch, wherever they travel, and no two names are the same."""
-    size = sample_size(rng, *level.clip_side, level.max_ratio)
+    size = level.size or sample_size(rng, *level.clip_side, level.max_ratio)
     background, colours = sample_background(rng, level.plain_background, level.colours)
     frames = int(rng.integers(level.clip_frames[0], level.clip_frames[1] + 1))
     fps = float(rng.choice(level.clip_fps))

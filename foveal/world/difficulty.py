@@ -34,6 +34,7 @@ class Difficulty:
     Attributes:
         min_side, max_side: of a picture, height and width alike.
         max_ratio: longest side over shortest.
+        size: (height, width) of every picture and clip; None draws each its own within the ranges of sides.
         min_object_px: smallest longer side of a shape or an icon; crowded scenes may go below it, to 12.
         max_object_share: largest longer side, as a share of the picture's shorter side.
         text_px: height of written digits.
@@ -48,6 +49,7 @@ class Difficulty:
     min_side: int = 96
     max_side: int = 288
     max_ratio: float = 2.0
+    size: tuple[int, int] | None = None
     min_objects: int = 1
     max_objects: int = 6
     min_object_px: int = 20
@@ -72,6 +74,7 @@ class Difficulty:
     def __post_init__(self) -> None:
         for what, low, high, floor in (
             ("sides", self.min_side, self.max_side, 32),
+            *((("size", min(self.size), max(self.size), 32),) if self.size else ()),
             ("objects", self.min_objects, self.max_objects, 1),
             ("text_px", *self.text_px, 6),
             ("number_digits", *self.number_digits, 1),

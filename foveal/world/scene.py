@@ -226,7 +226,7 @@ def sample_scene(rng: np.random.Generator, level: Difficulty) -> Scene:
     """
     countable = [name for name, weight in level.families if weight > 0 and name in ("shape", "icon")]
     for _ in range(20):
-        size = sample_size(rng, level.min_side, level.max_side, level.max_ratio)
+        size = level.size or sample_size(rng, level.min_side, level.max_side, level.max_ratio)
         background, colours = sample_background(rng, level.plain_background, level.colours)
         group = None
         if countable and rng.random() < level.counting:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from foveal.config import ModelConfig
-from foveal.train.data import IGNORE, NO_BOX, ExampleMaker, Mix, make_item
-from foveal.world import CLIP_KINDS, KIND_CLASSES, QUESTION_KINDS, Difficulty, clip_item, picture_item
+from foveal.train.data import IGNORE, NO_BOX, ExampleMaker, Feed, Mix, make_item
+from foveal.world import CHAR_CLASSES, CLIP_KINDS, KIND_CLASSES, QUESTION_KINDS, Difficulty, clip_item, picture_item
 
 Tiny = tuple[ModelConfig, ExampleMaker]
 
@@ -48,7 +48,7 @@ def test_dense_targets_lie_where_the_things_are(tiny: Tiny, seed: int) -> None:
     example, (thing,) = maker(item), item.things
     height, width = item.pixels.shape[1:3]
     box = np.array(thing.box) / (width, height, width, height)
-    kinds = example.cells.classes.reshape(-1, 3)[:, 0]
+    kinds = example.cells.classes.reshape(-1, 2)[:, 0]
     rows, columns = example.patches.grids[0]
     inside = kinds == KIND_CLASSES.index(thing.kind)
     assert inside.any() and set(np.unique(kinds)) <= {0, KIND_CLASSES.index(thing.kind)}
@@ -69,3 +69,34 @@ def test_a_mix_is_decided_by_its_seed(tiny: Tiny) -> None:
     clips = [item for item in items if item.kind == "video"]
     assert 10 <= len(clips) <= 30
     assert {q.kind for item in clips for q in item.questions} <= set(CLIP_KINDS)
+
+
+def test_a_batch_holds_two_sizes_at_most_and_pictures_come_first(tiny: Tiny) -> None:
+    _, maker = tiny
+    feed = Feed(maker, 12, 40, Mix(Difficulty(), 0.5), dict.fromkeys(QUESTION_KINDS, 1.0))
+    try:
+        batches = [batch for batch, _ in zip(iter(feed), range(3), strict=False)]
+    finally:
+        feed.close()
+    for batch in batches:
+        kinds = [e.patches.kind for e in batch]
+        assert kinds == sorted(kinds) and set(kinds) == {"image", "video"}
+        for kind in ("image", "video"):
+            assert len({grid for e in batch if e.patches.kind == kind for grid in e.patches.grids}) == 1
+    assert len({batch[0].patches.grids for batch in batches}) > 1
+
+
+def test_characters_are_named_by_quarters(tiny: Tiny) -> None:
+    _, maker = tiny
+    level = Difficulty(min_objects=1, max_objects=1, families=(("number", 1.0),), counting=0, text_px=(36, 40), size=(128, 128))
+    item = picture_item(3, level)
+    example, (thing,) = maker(item), item.things
+    rows, columns = example.patches.grids[0]
+    grid = np.zeros((rows, 2, columns, 2), np.int64)
+    coords = example.patches.coords
+    for i in range(4):
+        grid[coords[:, 1], i // 2, coords[:, 2], i % 2] = example.cells.chars.reshape(-1, 4)[:, i]
+    found = grid.reshape(2 * rows, 2 * columns)
+    line = found[(thing.box[1] + thing.box[3]) // 2 * 2 * rows // 128]
+    read = [CHAR_CLASSES[c] for c in line if c]
+    assert "".join(c for i, c in enumerate(read) if i == 0 or c != read[i - 1]) == thing.text

@@ -15,7 +15,7 @@ from foveal.model import Qwen3VL
 from foveal.train import checkpoint
 from foveal.train.data import ExampleMaker, Mix
 from foveal.train.loop import Settings, Stage, Trainer
-from foveal.train.optimiser import cosine
+from foveal.train.optimiser import schedule
 from foveal.world import EASY
 
 Tiny = tuple[ModelConfig, ExampleMaker]
@@ -25,8 +25,13 @@ def _trainer(tiny: Tiny, folder: Path, steps: int = 6, **changes: object) -> Tra
     config, maker = tiny
     model = Qwen3VL(config)
     model.init_weights(3)
-    settings = Settings(steps=steps, batch_size=2, warmup=2, log_every=2, save_every=100, reweigh_every=2, **changes)  # type: ignore[arg-type]
-    stages = [Stage(0.5, Mix(EASY), answers=0.0, dense=1.0), Stage(1.0, Mix(EASY, 0.5), answers=1.0, dense=0.5)]
+    settings = Settings(
+        steps=steps, warmup=2, log_every=2, save_every=100, reweigh_every=2, teacher_steps=2, **changes  # type: ignore[arg-type]
+    )  # fmt: skip
+    stages = [
+        Stage(0.5, Mix(EASY), 2, answers=0.0, dense=1.0, teacher=1.0),
+        Stage(1.0, Mix(EASY, 0.5), 2, answers=1.0, dense=0.5),
+    ]
     return Trainer(model, maker, settings, stages, folder)
 
 
@@ -92,11 +97,11 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-def test_cosine() -> None:
-    scales = [cosine(step, 100, 10) for step in range(101)]
+def test_schedule() -> None:
+    scales = [schedule(step, 100, 10) for step in range(101)]
     assert scales[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
-    assert scales[10] == 1.0 and scales[100] == pytest.approx(0.02)
-    assert scales[10:] == sorted(scales[10:], reverse=True)
+    assert scales[10:61] == [1.0] * 51 and scales[100] == pytest.approx(0.02)
+    assert scales[60:] == sorted(set(scales[60:]), reverse=True)
 
 
 def test_export_is_a_whole_checkpoint(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""A small convolutional network that sees for the vision encoder while that one cannot yet.
+
+A transformer must learn every shape anew for each place within a patch; a convolution need not, and names shapes after
+minutes that the encoder, left to labels alone, had not told apart after an hour. So the network learns first, from the
+same labels, and the encoder's blocks then learn to say what its layers say (a teacher without patches, as in DeiT; hints in
+the middle, as in FitNets). It is used in training only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from foveal.model.vision import VisionModel
+from foveal.train.data import Example
+from foveal.train.dense import CLASSES, class_weights
+
+FILE = "teacher.safetensors"
+LOW, HIGH = 128, 256  # channels at half a patch, and at a patch
+
+
+def _layer(inside: int, out: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inside, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+
+
+class Teacher(nn.Module):
+    """Pictures to features at half a patch (8 px), where characters are named, and at a patch, where things are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Sequential(
+            *_layer(3, 32, 5, 2), *_layer(32, 64, 3, 2), *_layer(64, 96, 3, 2), *_layer(96, LOW), *_layer(LOW, LOW)
+        )
+        self.high = nn.Sequential(*_layer(LOW, HIGH, 3, 2), *_layer(HIGH, HIGH))
+        self.thing, self.char = nn.Conv2d(HIGH, sum(CLASSES[:2]), 1), nn.Conv2d(LOW, CLASSES[2], 1)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at (N, 3, H, W) in -1..1. Return features (N, LOW, H/8, W/8) and (N, HIGH, H/16, W/16)."""
+        low = self.low(pictures)
+        return low, self.high(low)
+
+
+def pictures(examples: Sequence[Example], patch: int) -> Tensor:
+    """Put the patches of still pictures of one size together again. Return (N, 3, H, W) float32 in -1..1."""
+    rows, columns = examples[0].patches.grids[0]
+    out = torch.empty(len(examples), rows, columns, 3, patch, patch)
+    at, coords = _places(examples)
+    pixels = torch.from_numpy(np.stack([e.patches.pixels for e in examples]))
+    out[at, coords[..., 1], coords[..., 2]] = pixels.view(len(examples), -1, 3, patch, patch).float() / 127.5 - 1
+    return out.permute(0, 3, 1, 4, 2, 5).reshape(len(examples), 3, rows * patch, columns * patch)
+
+
+def _places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    coords = torch.from_numpy(np.stack([e.patches.coords for e in examples])).long()
+    return torch.arange(len(examples))[:, None], coords
+
+
+def by_patch(features: Tensor, examples: Sequence[Example], per_side: int) -> Tensor:
+    """Read a map (N, C, rows*s, columns*s) at every patch, in the patches' own order. Return (P, s*s, C)."""
+    at, coords = _places(examples)
+    n, c, height, width = features.shape
+    s = per_side
+    grid = features.reshape(n, c, height // s, s, width // s, s).permute(0, 2, 4, 3, 5, 1)
+    return grid[at, coords[..., 1], coords[..., 2]].flatten(0, 1).reshape(-1, s * s, c)
+
+
+def trained_teacher(
+    folder: Path, batches: Iterable[list[Example]], patch: int, steps: int, *, dtype: torch.dtype, lr: float = 2e-3
+) -> Teacher:  # fmt: skip
+    """Return the teacher a run keeps in its folder, trained first, with products in `dtype`, if it is not there."""
+    teacher = Teacher()
+    if (folder / FILE).is_file():
+        teacher.load_state_dict(load_file(folder / FILE))
+        return teacher.eval().requires_grad_(False)
+    optimiser = torch.optim.AdamW(teacher.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)
+    weights = class_weights()
+    for step, examples in zip(range(1, steps + 1), batches, strict=False):
+        seen = pictures(examples, patch).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            low, high = teacher(seen)
+            thing, char = teacher.thing(high).float(), teacher.char(low).float()
+        things = by_patch(thing, examples, 1)[:, 0].split(CLASSES[:2], dim=-1)
+        chars = by_patch(char, examples, 2).flatten(0, 1)
+        classes = torch.from_numpy(np.concatenate([e.cells.classes for e in examples])).flatten(0, 1)
+        wanted = torch.from_numpy(np.concatenate([e.cells.chars for e in examples])).flatten()
+        loss = F.cross_entropy(chars, wanted, weight=weights[2])
+        for scores, truth, weight in zip(things, classes.unbind(-1), weights, strict=False):
+            loss = loss + F.cross_entropy(scores, truth, weight=weight)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        shown = classes[:, 0] > 0
+        hit = (things[0].argmax(-1) == classes[:, 0])[shown].float().mean().item()
+        read = (chars.argmax(-1) == wanted)[wanted > 0].float()
+        if step % 20 == 0:
+            print(f"teacher {step}/{steps}: loss {loss.item():.3f}, kind right in {hit:.1%} of patches, "
+                  f"character in {read.mean().item() if len(read) else 0:.1%}", file=sys.stderr, flush=True)  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}, folder / FILE)
+    return teacher.eval().requires_grad_(False)
+
+
+class Lessons(nn.Module):
+    """Linear maps from chosen blocks of the encoder to the teacher's features; their error is what the blocks learn from."""
+
+    def __init__(self, vision: VisionModel) -> None:
+        super().__init__()
+        depth, width = vision.config.depth, vision.config.hidden_size
+        self.low = nn.Linear(width, 4 * LOW)
+        self.high = nn.ModuleList(nn.Linear(width, HIGH) for _ in range(2))
+        # An early block says what is at hand, a middle one and the last what it belongs to.
+        self.blocks = (depth // 8, depth // 2, depth - 1)
+        self.listening = False  # what a block said is kept, with its graph, only while somebody asks for it
+        self._said: dict[int, Tensor] = {}
+        for i in set(self.blocks):
+            vision.blocks[i].register_forward_hook(partial(self._hear, i))
+
+    def _hear(self, block: int, _module: nn.Module, _inputs: object, said: Tensor) -> None:
+        if self.listening:
+            self._said[block] = said
+
+    def forward(self, teacher: Teacher, examples: Sequence[Example], patch: int) -> Tensor:
+        """Return the mean squared error over the teacher's variance, summed over blocks, for what was just encoded."""
+        with torch.no_grad():
+            low, high = teacher(pictures(examples, patch))
+            targets = by_patch(low, examples, 2).flatten(1), by_patch(high, examples, 1)[:, 0]
+        loss = torch.zeros(())
+        for i, head, target in zip(self.blocks, (self.low, *self.high), (targets[0], targets[1], targets[1]), strict=True):
+            said = self._said[i].float()
+            out = head(F.layer_norm(said, said.shape[-1:]))
+            loss = loss + F.mse_loss(out, target) / target.var()
+        self._said.clear()
+        return loss
