@@ -3,6 +3,7 @@
 FovealError (a ValueError)      something the caller can put right
 ├── ConfigError                 a config.json, preset or option that makes no sense
 ├── CheckpointError             tensors missing, unexpected or misshapen; files that are not there
+│   └── HubError                a hub's files that cannot be had: no such name, no connection, half a download
 ├── MediaError                  a picture or clip that cannot be read, or exceeds a limit
 ├── PromptError                 messages, placeholders and media that do not belong together
 │   └── ContextError            a prompt that does not fit the model's context
@@ -22,6 +23,10 @@ class ConfigError(FovealError):
 
 class CheckpointError(FovealError):
     """A checkpoint whose files or tensors are not what the configuration promises."""
+
+
+class HubError(CheckpointError):
+    """Files of the hub that cannot be had: no such name, no connection, an unfinished download."""
 
 
 class MediaError(FovealError):

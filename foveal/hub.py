@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foveal.errors import CheckpointError, ConfigError
+from foveal.errors import CheckpointError, ConfigError, HubError
 
 EMBEDDED = Path(__file__).parent / "assets" / "mini"  # the embedded model
 DESCRIPTION = ["*.json", "*.jinja", "*.txt"]
@@ -39,7 +39,7 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
 
     A folder of that name goes before a hub name or alias. revision: a branch, tag or commit of the hub. Progress is shown on
     stderr if that is a terminal. HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN and the hub's other variables
-    are honoured. Raise CheckpointError with the way out.
+    are honoured. Raise CheckpointError with the way out; HubError, a kind of it, where the hub is what fails.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -71,7 +71,7 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
 def _complete(folder: Path, repo: str, weights: bool) -> Path:
     """Require the files that make a checkpoint: offline, an earlier download may have stopped early."""
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{repo} holds no config.json; it is not a model in the layout foveal reads (safetensors)")
+        raise HubError(f"{repo} holds no config.json; it is not a model in the layout foveal reads (safetensors)")
     if not weights:
         return folder
     index = folder / "model.safetensors.index.json"
@@ -84,7 +84,7 @@ def _complete(folder: Path, repo: str, weights: bool) -> Path:
     missing = [file for file in wanted if not (folder / file).is_file()]
     if missing:
         some = ", ".join(missing[:4]) + (" and more" if len(missing) > 4 else "")
-        raise CheckpointError(
+        raise HubError(
             f"the local copy of {repo} lacks {some}: the weights were not downloaded to the end, or the hub has them in "
             f"another format only; run again while online, {_WAY_OUT}"
         )
@@ -93,7 +93,7 @@ def _complete(folder: Path, repo: str, weights: bool) -> Path:
 
 @contextmanager
 def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's exceptions into CheckpointErrors that say what to do."""
+    """Turn the hub's exceptions into HubErrors that say what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -107,26 +107,26 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except GatedRepoError:
-        raise CheckpointError(
+        raise HubError(
             f"{repo} is gated: accept its terms on its page while logged in, then set HF_TOKEN or run hf auth login"
         ) from None
     except RevisionNotFoundError:
-        raise CheckpointError(f"{repo} has no revision {revision!r}; leave it out for the newest") from None
+        raise HubError(f"{repo} has no revision {revision!r}; leave it out for the newest") from None
     except RepositoryNotFoundError:
-        raise CheckpointError(
+        raise HubError(
             f"there is no {repo} on the hub, or it is private and HF_TOKEN does not open it; check the spelling, {_WAY_OUT}"
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-        raise CheckpointError(
+        raise HubError(
             f"{repo} is not complete in the local cache and {why}; download it once while online, {_WAY_OUT}"
         ) from None
     except HfHubHTTPError as e:
-        raise CheckpointError(f"the hub answered {e.response.status_code} for {repo}; try again later, {_WAY_OUT}") from e
+        raise HubError(f"the hub answered {e.response.status_code} for {repo}; try again later, {_WAY_OUT}") from e
     except Exception as e:
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(f"the disk is full: {repo} does not fit {constants.HF_HUB_CACHE}; HF_HOME moves it") from e
+            raise HubError(f"the disk is full: {repo} does not fit {constants.HF_HUB_CACHE}; HF_HOME moves it") from e
         if isinstance(e, OSError) or type(e).__module__.split(".")[0] in ("httpx", "httpx2", "huggingface_hub", "hf_xet"):
             said = f"{type(e).__name__}: {e}".rstrip(": ")
-            raise CheckpointError(f"{repo} could not be downloaded ({said}); check the connection, {_WAY_OUT}") from e
+            raise HubError(f"{repo} could not be downloaded ({said}); check the connection, {_WAY_OUT}") from e
         raise

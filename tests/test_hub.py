@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from foveal.errors import CheckpointError, ConfigError
+from foveal.errors import CheckpointError, ConfigError, HubError
 from foveal.hub import hub_name, resolve
 
 
@@ -143,12 +143,12 @@ def hub() -> Iterator[ThreadingHTTPServer]:
 
 ASK = """
 import json, sys
-from foveal.errors import CheckpointError
+from foveal.errors import HubError
 from foveal.hub import resolve
 for asked in json.loads(sys.argv[1]):
     try:
         folder = resolve(**asked)
-    except CheckpointError as e:
+    except HubError as e:
         print(json.dumps(str(e)))
     else:
         print(json.dumps([str(folder), sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())]))
@@ -255,7 +255,7 @@ def test_a_full_disk_says_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    with pytest.raises(CheckpointError, match=r"the disk is full: someone/tiny does not fit .*; HF_HOME moves it"):
+    with pytest.raises(HubError, match=r"the disk is full: someone/tiny does not fit .*; HF_HOME moves it"):
         resolve("someone/tiny")
 
 

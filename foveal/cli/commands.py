@@ -52,7 +52,8 @@ def ask(
 def plan(
     *words: Word,
     model: Annotated[
-        str | None, Parameter(name=["--model", "-m"], help="Checkpoint folder, hub name, or a preset such as 8B.")
+        str | None,
+        Parameter(name=["--model", "-m"], help="As in ask; a bare size such as 8B is a preset here, without a download."),
     ] = None,
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; the checkpoint's own by default.")] = None,
     media: MediaOptions | None = None,
@@ -90,7 +91,7 @@ def trace(
 @app.command
 def info(
     model: Annotated[
-        str | None, Parameter(help="Checkpoint folder, hub name or preset; the embedded model when left out.")
+        str | None, Parameter(help="Folder, hub name, or a preset such as 8B, without a download; else the embedded model.")
     ] = None,
     *,
     json: Annotated[Flag, Parameter(help="One JSON object instead of tables.")] = False,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foveal.cli import show
+from foveal.cli import session, show
 from foveal.cli.models import Target, describe
 from foveal.config import DTYPE_BYTES, ModelConfig
 
@@ -16,6 +16,8 @@ from foveal.config import DTYPE_BYTES, ModelConfig
 def run(name: str | None, as_json: bool) -> None:
     target = describe(name)
     facts = collect(target)
+    if target.note is not None:
+        session.note(target.note)
     if as_json:
         show.write_json(facts)
     else:

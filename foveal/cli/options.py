@@ -32,7 +32,7 @@ class ModelOptions:
     """Which model, where, in which precision."""
 
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
-    """Checkpoint folder or hub name such as Qwen/Qwen3-VL-2B-Instruct; the embedded model when left out."""
+    """Checkpoint folder, hub name such as Qwen/Qwen3-VL-2B-Instruct, or a short one such as 2B; else the embedded model."""
 
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveal.cli import show
+from foveal.cli import session, show
 from foveal.cli.inputs import Inputs, read_inputs
 from foveal.cli.models import Target, describe
 from foveal.cli.options import MediaOptions, check_dtype
@@ -50,6 +50,8 @@ def run(
         raise ConfigError(f"--max-tokens is {max_tokens}; expected 0 or more")
     inputs, target = read_inputs(words), describe(name)
     facts = collect(inputs, target, media, system=system, dtype=dtype, max_tokens=max_tokens)
+    if target.note is not None:
+        session.note(target.note)
     if as_json:
         show.write_json(facts)
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveal.cli import show
 from foveal.cli.options import MediaOptions, ModelOptions, SamplingOptions
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, HubError
 
 if TYPE_CHECKING:
     from foveal.generate import Pipeline
@@ -71,7 +71,12 @@ def load(options: ModelOptions, line: Progress) -> Pipeline:
             )
     from foveal.generate import Pipeline
 
-    return Pipeline.load(options.model, device=options.device, dtype=options.dtype)
+    try:
+        return Pipeline.load(options.model, device=options.device, dtype=options.dtype)
+    except HubError as e:
+        from foveal.cli.models import without_weights
+
+        raise HubError(f"{e}{without_weights(options.model)}") from e
 
 
 def sampling(options: SamplingOptions, generation: Mapping[str, Any]) -> Sampling:

@@ -15,6 +15,7 @@ import foveal
 from foveal.cli import ask as ask_module
 from foveal.cli import models, session
 from foveal.config import PRESETS, preset
+from foveal.errors import HubError
 from foveal.generate import EMBEDDED, Answer, Piece, Stats
 from tests.command import Done, Run, tiny_config
 
@@ -231,6 +232,49 @@ def test_info_of_presets(run_foveal: Run, name: str) -> None:
     table = run_foveal("info", name).out
     for text in (f"{total:,}", f"{config.text.max_position_embeddings:,} tokens", "151655", "cache per token"):
         assert text in table
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("8b", "8b is described by its preset, without a download; Qwen/Qwen3-VL-8B-Instruct is the same with"),
+        ("30B-A3B", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+        ("overview", "overview is a preset: a shape without released weights"),
+    ],
+)
+def test_a_preset_says_that_it_is_one(run_foveal: Run, name: str, says: str) -> None:
+    for words in (("info", name), ("plan", "q", "-m", name)):
+        done = run_foveal(*words, "--json")
+        assert done.code == 0 and says in done.err and done.err.count("\n") == 1
+        json.loads(done.out)
+
+
+def test_a_folder_goes_before_a_size(run_foveal: Run, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "8B").symlink_to(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    for words in (("info", "8B"), ("plan", "q", "-m", "8B"), ("ask", "q", "-m", "8B", "--max-tokens", 1)):
+        done = run_foveal(*words, "--json")
+        assert done.code == 0 and done.err == ""
+        assert json.loads(done.out)["model"] == "8B"
+
+
+@pytest.mark.parametrize("name", ["2B", "qwen3-vl:2b", "2B-thinking", "Qwen/Qwen3-VL-2B-Instruct-FP8"])
+def test_a_model_that_cannot_be_downloaded(run_foveal: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs no weights still works, and the error says how."""
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise HubError("the hub cannot be reached")
+
+    monkeypatch.setattr("foveal.generate.resolve", offline)
+    monkeypatch.setattr(models, "resolve", offline)
+    plan, new = "foveal plan -m 2B", "foveal new --preset 2B --random DIR"
+    refused(run_foveal("ask", "q", "-m", name), 2, "cannot be reached; without them", plan, new)
+    refused(run_foveal("ask", "q", "-m", "someone/other"), 2, "error: the hub cannot be reached\n")
+    if name == "2B":
+        assert run_foveal("plan", "q", "-m", name).code == 0
+    else:
+        refused(run_foveal("plan", "q", "-m", name), 2, "cannot be reached; 2B alone is foveal's preset of that shape")
+    refused(run_foveal("info", "someone/other"), 2, "error: the hub cannot be reached\n")
 
 
 def test_info_of_a_checkpoint_lists_its_special_tokens(run_foveal: Run, checkpoint: str) -> None:

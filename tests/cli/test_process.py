@@ -74,8 +74,8 @@ def test_a_reader_that_leaves_is_no_error(checkpoint: str) -> None:
         assert process.wait(30) == 141
 
 
-def test_a_closed_pipe_does_not_break_tables() -> None:
-    with start("info", "2B", "--json") as process:
+def test_a_closed_pipe_does_not_break_tables(checkpoint: str) -> None:
+    with start("info", checkpoint, "--json") as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
