@@ -399,6 +399,59 @@ def test_a_video_file_that_does_not_fit(own: Path) -> None:
         Processor.from_checkpoint(own)
 
 
+def share(own: Path) -> dict[str, Any]:
+    """Turn the two files into the one that transformers 5 saves; return its content."""
+    sections = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
+    raw = {section: json.loads((own / file).read_text()) for section, file in sections.items()}
+    for file in sections.values():
+        (own / file).unlink()
+    (own / "processor_config.json").write_text(json.dumps({**raw, "processor_class": "Qwen3VLProcessor"}))
+    return raw
+
+
+def test_sections_of_one_file_say_the_same_as_two_files(own: Path) -> None:
+    edit(own / "preprocessor_config.json", image_mean=[0, 0.25, 0.5])
+    edit(own / "video_preprocessor_config.json", image_mean=[0, 0.25, 0.5], max_frames=6)
+    before = Processor.from_checkpoint(own)
+    share(own)
+    after = Processor.from_checkpoint(own)
+    for name in ("config", "budget", "clip_sampling"):
+        assert getattr(after, name) == getattr(before, name)
+    assert after.budget == BUDGET and after.clip_sampling.max_frames == 6 and after.config.vision.image_mean[1] == 0.25
+
+
+def test_files_go_before_sections_and_must_not_contradict_them(own: Path) -> None:
+    raw = share(own)
+    image, area = own / "preprocessor_config.json", FACTOR**2
+    # A file that says more or the same; the clips' section is still read.
+    image.write_text(json.dumps(raw["image_processor"]))
+    edit(own / "processor_config.json", image_processor={"resample": None, "patch_size": 4})
+    assert Processor.from_checkpoint(own).budget == BUDGET
+    edit(own / "processor_config.json", image_processor=raw["image_processor"])
+    edit(image, size={"shortest_edge": area, "longest_edge": 9 * area})
+    with pytest.raises(CheckpointError, match=r"/preprocessor_config\.json: size is .*, but processor_config\.json has .* in"):
+        Processor.from_checkpoint(own)
+    edit(own / "processor_config.json", image_processor=None)  # as older versions wrote the file: without sections
+    assert Processor.from_checkpoint(own).budget.image == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "says"),
+    [
+        ("image_processor", {"patch_size": 14}, "image_processor: patch_size is 14, but config.json says 4"),
+        ("video_processor", {"resample": 2}, "video_processor: resample is 2"),
+        ("video_processor", {"size": {"height": 3}}, "video_processor: size is .*; expected shortest_edge"),
+        ("video_processor", {"image_mean": "x"}, "video_processor: image_mean is 'x'; expected 3 numbers"),
+        ("image_processor", [1], "image_processor is a list; an object was expected"),
+    ],
+)
+def test_sections_that_do_not_fit(own: Path, section: str, value: Any, says: str) -> None:
+    share(own)
+    edit(own / "processor_config.json", **{section: value})
+    with pytest.raises(CheckpointError, match=rf"/processor_config\.json: {says}"):
+        Processor.from_checkpoint(own)
+
+
 def test_a_tokenizer_of_another_model(own: Path) -> None:
     raw = json.loads((own / "config.json").read_text())
     edit(own / "config.json", image_token_id=raw["image_token_id"] - 1)

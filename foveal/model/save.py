@@ -27,7 +27,7 @@ from foveal.errors import CheckpointError, ConfigError
 from foveal.model import Qwen3VL
 from foveal.model.checkpoint import INDEX, PIECE_BYTES, SINGLE, disk_name, listed, plain, skeleton, to_dtype
 from foveal.model.tensorfile import write_tensors
-from foveal.preprocessor import IMAGE_FILE, VIDEO_FILE, read_preprocessors
+from foveal.preprocessor import has_preprocessors, read_preprocessors
 
 SHARD_BYTES = 5_000_000_000
 MARGIN_BYTES = 32 << 20  # JSON, tokenizer and headers beside the weights
@@ -112,7 +112,7 @@ def _copy_companions(source: Path, stage: Path) -> None:
 
 def _require_pixel_statistics(config: ModelConfig, stage: Path, directory: Path) -> None:
     """Refuse to part weights from the normalisation they were made for: it lies in a file beside them."""
-    place = stage if (stage / IMAGE_FILE).is_file() or (stage / VIDEO_FILE).is_file() else directory
+    place = stage if has_preprocessors(stage) else directory
     default = replace(config.vision, image_mean=VisionConfig.image_mean, image_std=VisionConfig.image_std)
     vision, _ = read_preprocessors(place, default)
     mine, said = ((list(v.image_mean), list(v.image_std)) for v in (config.vision, vision))

@@ -147,6 +147,10 @@ def test_weights_are_not_parted_from_their_pixel_normalisation(tmp_path: Path) -
     save_model(loaded, tmp_path / "out", copy_from=source)
     assert load_model(tmp_path / "out").config == loaded.config
     save_model(loaded, tmp_path / "out")  # over a folder that has it
+    (source / "preprocessor_config.json").unlink()
+    write_json(source / "processor_config.json", {"image_processor": PREPROCESSOR})  # as transformers 5 saves it
+    save_model(loaded, tmp_path / "nested", copy_from=source)
+    assert load_model(tmp_path / "nested").config == loaded.config
 
 
 def test_only_the_configuration_s_own_tensors_are_saved(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from foveal.config import preset
-from foveal.media import Frames
+from foveal.media import ClipSampling, Frames
 from foveal.messages import MediaInfo
 from foveal.patches import Budget, Patches, patchify
+from foveal.preprocessor import read_clip_sampling, read_preprocessors
 from foveal.prompt import ChatTemplate, builtin_template
 from foveal.sequence import build
 from foveal.tokenizer import Tokenizer
@@ -133,3 +134,14 @@ def test_ids_positions_and_pixels(name: str, processor: Any, tokenizer_file: Pat
     model = pair("dense-tied").theirs.get_submodule("model")
     positions, _ = model.get_rope_index(torch.tensor([ids]), types, theirs.get("image_grid_thw"), theirs.get("video_grid_thw"))
     assert same(sequence.position_ids, positions[:, 0])
+
+
+def test_what_it_saves_is_read(processor: Any, tmp_path: Path) -> None:
+    """One processor_config.json with a section for pictures and one for clips, since transformers 5."""
+    processor.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*preprocessor_config.json"))
+    vision, budget = read_preprocessors(tmp_path, CONFIG.vision)
+    assert (vision, budget) == (CONFIG.vision, BUDGET)
+    saved = processor.video_processor
+    expected = ClipSampling(min_frames=saved.min_frames, max_frames=saved.max_frames)
+    assert saved.fps == 2 and read_clip_sampling(tmp_path) == expected
