@@ -29,8 +29,9 @@ from foveal.generate import EMBEDDED, Pipeline
 from foveal.media import Frames, load_clip, load_image
 from foveal.patches import Budget, merge_block_coords, resize, smart_resize, target_size
 from foveal.processor import Processor, Request
-from foveal.prompt import ChatTemplate, ThinkingStream, timestamp_text, timestamp_token
+from foveal.prompt import ChatTemplate, timestamp_text, timestamp_token
 from foveal.sequence import RULES, Segment, TextSegment, VisionSegment, build
+from foveal.thinking import ThinkingStream
 
 ROOT = Path(foveal.__file__).parent
 OUT = Path(__file__).parent / "figures"

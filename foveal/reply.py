@@ -11,14 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from foveal.prompt import Channel, ThinkingStream, split_thinking
 from foveal.sampler import LoopGuard, Sampling
+from foveal.thinking import CLOSE, Channel, ThinkingStream, split_thinking
 from foveal.tokenizer import IncrementalDecoder, Tokenizer
 
 FinishReason = Literal["stop", "stop_text", "length", "context", "loop", "cancelled"]
 """An end token; a stop text; max_tokens; no room in the context; the loop guard; the caller ended it early."""
-
-_CLOSE = "</think>"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class ReplyStream:
         self._forced: list[int] = []
         self._said: dict[Channel, list[str]] = {"reasoning": [], "answer": []}
         self._thought = opens_thinking
-        self._close_id = tokenizer.added.get(_CLOSE)
+        self._close_id = tokenizer.added.get(CLOSE)
         self._closed_unopened = False
 
     def next_forced(self) -> int | None:
@@ -75,7 +73,7 @@ class ReplyStream:
             if self.reasoning_tokens < self._thinking_tokens:
                 return None
             ended = self._tokenizer.decode(self.token_ids[-1:]).endswith("\n")
-            self._forced = self._tokenizer.encode_template(f"{_CLOSE}\n\n" if ended else f"\n{_CLOSE}\n\n")
+            self._forced = self._tokenizer.encode_template(f"{CLOSE}\n\n" if ended else f"\n{CLOSE}\n\n")
             self._thinking_tokens = None  # a reply has one thought; whatever is opened later is part of the answer
         return self._forced.pop(0) if self._forced else None
 
@@ -116,7 +114,7 @@ class ReplyStream:
         by the time the closing tag tells what it was.
         """
         answer = "".join(self._said["answer"])
-        if self._closed_unopened and _CLOSE in answer:
+        if self._closed_unopened and CLOSE in answer:
             return split_thinking(answer)
         return "".join(self._said["reasoning"]) if self._thought else None, answer
 

@@ -18,9 +18,10 @@ from foveal.errors import CheckpointError, ConfigError, ContextError
 from foveal.generate import Pipeline, Reply
 from foveal.patches import Budget, Patches
 from foveal.processor import Processor, Request
-from foveal.prompt import ChatTemplate, split_thinking
+from foveal.prompt import ChatTemplate
 from foveal.sampler import Sampling
 from foveal.sequence import Sequence as Ids
+from foveal.thinking import split_thinking
 from tests.parity.reference import model_inputs
 from tests.parity.runs import pair, request
 from tests.tiny import SCENES

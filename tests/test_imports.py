@@ -24,6 +24,7 @@ HOST = {
     "preprocessor",
     "tokenizer",
     "messages",
+    "thinking",
     "prompt",
     "sequence",
     "hub",

@@ -12,15 +12,7 @@ import pytest
 from foveal.bpe import train_bpe
 from foveal.errors import CheckpointError, PromptError
 from foveal.messages import MediaInfo, MediaPart, split_media
-from foveal.prompt import (
-    ChatTemplate,
-    Prompt,
-    ThinkingStream,
-    builtin_template,
-    split_thinking,
-    timestamp_text,
-    timestamp_token,
-)
+from foveal.prompt import ChatTemplate, Prompt, builtin_template, timestamp_text, timestamp_token
 from foveal.sequence import TextSegment, VisionSegment
 from foveal.tokenizer import Tokenizer
 from tests.parity.reference import transformers
@@ -333,58 +325,6 @@ def test_thinking_is_known_from_the_prompt() -> None:
     last = closed.segments[-1]
     assert isinstance(last, TextSegment) and small_tokenizer().token_id("</think>") in last.token_ids
     assert template("instruct").render([user("hi")], think=False).text == template("instruct").render([user("hi")]).text
-
-
-REPLIES = [
-    ("R\n</think>\n\nA", True, ("R", "A")),
-    ("<think>\nR\n</think>\n\nA", True, ("R", "A")),
-    ("<think>\nR\n</think>\n\nA", False, ("R", "A")),
-    (" \n<think>R</think>A</think>B<think>", False, ("R", "A</think>B<think>")),
-    ("A", False, (None, "A")),
-    ("\n A <think> b\n", False, (None, "\n A <think> b\n")),
-    ("unfinished\n\n", True, ("unfinished", "")),
-    ("<think>\nunfinished </thin", False, ("unfinished </thin", "")),
-    ("\n\n</think>\n\n", True, ("", "")),
-    ("a < b </ c\n\n\nd</think>\n\n\nA\n", True, ("a < b </ c\n\n\nd", "A\n")),
-    ("", True, ("", "")),
-    ("", False, (None, "")),
-    ("<thi", False, (None, "<thi")),
-    ("<thi", True, ("<thi", "")),
-]
-
-
-@pytest.mark.parametrize(("reply", "opened", "parts"), REPLIES)
-def test_splitting_a_reply(reply: str, opened: bool, parts: tuple[str | None, str]) -> None:
-    assert split_thinking(reply, opened) == parts
-
-
-@pytest.mark.parametrize(("reply", "opened", "parts"), REPLIES)
-@pytest.mark.parametrize("step", [1, 2, 3, 7, 100])
-def test_splitting_a_reply_as_it_arrives(reply: str, opened: bool, parts: tuple[str | None, str], step: int) -> None:
-    stream = ThinkingStream(opened)
-    pieces = [piece for i in range(0, len(reply), step) for piece in stream.push(reply[i : i + step])] + stream.flush()
-    assert all(words for _, words in pieces)
-    order = [channel for channel, _ in pieces]
-    assert order == sorted(order, reverse=True), "reasoning comes before the answer"
-    joined = {name: "".join(words for channel, words in pieces if channel == name) for name in ("reasoning", "answer")}
-    assert (joined["reasoning"], joined["answer"]) == (parts[0] or "", parts[1])
-
-
-def test_a_reply_with_only_the_closing_tag() -> None:
-    """Whole, it is understood; streamed without knowing that a thought was open, it has been passed on already."""
-    assert split_thinking("R</think>A") == ("R", "A")
-    stream = ThinkingStream()
-    assert stream.push("R</think>A") + stream.flush() == [("answer", "R</think>A")]
-
-
-def test_a_stream_does_not_hold_back_more_than_it_must() -> None:
-    stream = ThinkingStream(opened=True)
-    assert stream.push("because ") == [("reasoning", "because ")]
-    assert stream.push("1 <") == [("reasoning", "1 ")]
-    assert stream.push(" 2\n") == [("reasoning", "< 2")]
-    assert stream.push("</think>") == []
-    assert stream.push("\n\nyes") == [("answer", "yes")]
-    assert stream.push("\n") == [("answer", "\n")]
 
 
 def test_taking_the_media_out_of_messages() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from foveal.errors import PromptError
 from foveal.messages import MediaInfo, split_media
-from foveal.prompt import Prompt, ThinkingStream, split_thinking
+from foveal.prompt import Prompt
 from foveal.sequence import TextSegment, VisionSegment, build
 from foveal.tokenizer import clean_text
 from tests.test_prompt import show, small_tokenizer, template
@@ -226,27 +226,3 @@ def test_a_megabyte_in_one_message(scrap: str) -> None:
     calm = template("thinking").render([{"role": "user", "content": "x"}, *messages[1:]], media=[MediaInfo("image")])
     assert skeleton(prompt) == skeleton(calm)
     assert clean_text(long) in prompt.text
-
-
-def test_streamed_replies_equal_whole_ones() -> None:
-    """Any cut of any reply: the channels, joined, are what splitting the whole gives."""
-    rng = random.Random(3)
-    scraps = ["<think>", "</think>", "<", "</", "</thin", "think>", "\n", "\n\n", " ", "word", "a < b", ""]
-    channels = set()
-    for _ in range(3000):
-        reply = "".join(rng.choice(scraps) for _ in range(rng.randint(0, 8)))
-        opened = rng.random() < 0.5
-        reasoning, answer = split_thinking(reply, opened)
-        starts = reply.lstrip().startswith("<think>")
-        if "</think>" in reply and not opened and not starts:
-            reasoning, answer = None, reply  # what a stream cannot know in time: see ThinkingStream
-        stream, pieces, at = ThinkingStream(opened), [], 0
-        while at < len(reply):
-            step = rng.randint(1, 5)
-            pieces += stream.push(reply[at : at + step])
-            at += step
-        pieces += stream.flush()
-        for name, whole in (("reasoning", reasoning or ""), ("answer", answer)):
-            assert "".join(text for channel, text in pieces if channel == name) == whole, (reply, opened)
-        channels |= {channel for channel, _ in pieces}
-    assert channels == {"reasoning", "answer"}
