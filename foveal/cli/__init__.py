@@ -7,6 +7,7 @@ reader of stdout went away. stdout carries the answer, a table or JSON, everythi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -28,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader has left: whatever is still buffered must not be written when the interpreter closes stdout.
-        with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor has no buffer to lose
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return 141
 
 
@@ -55,15 +54,26 @@ def _run(words: list[str], debug: bool) -> int:
         failure, code = error, 1
         message = "error: out of memory; take a smaller model, fewer or smaller pictures, or --dtype bfloat16"
     except Exception as error:
-        failure, code = error, 1
-        message = (
-            f"internal error: {type(error).__name__}: {str(error)[:300]}; this is a bug of foveal: please report it with the "
-            "traceback that FOVEAL_DEBUG=1 shows and the output of foveal info"
-        )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _abandon_stdout()
+            failure, code = error, 2
+            message = f"error: {error.filename or 'the output'} could not be written: {error.strerror}; free some space"
+        else:
+            failure, code = error, 1
+            message = (
+                f"internal error: {type(error).__name__}: {str(error)[:300]}; this is a bug of foveal: please report it with the "
+                "traceback that FOVEAL_DEBUG=1 shows and the output of foveal info"
+            )
     if debug:
         traceback.print_exception(failure)
     _say(" ".join(message.split()))
     return code
+
+
+def _abandon_stdout() -> None:
+    """Drop what is still buffered for a reader that has left or a disk that is full: it must not be tried again at exit."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor has no buffer to lose
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str) -> None:

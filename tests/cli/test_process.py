@@ -91,3 +91,11 @@ def test_no_colour_in_a_pipe_or_when_asked() -> None:
     environment: dict[str, Any] = {**os.environ, "NO_COLOR": "1", "FORCE_COLOR": ""}
     done = subprocess.run(command("info", "8B"), capture_output=True, env=environment)
     assert done.returncode == 0 and b"\x1b[" not in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
+def test_a_full_disk_is_said_in_one_line(checkpoint: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command("ask", "-m", checkpoint, "q", "--max-tokens", "3"), stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "foveal: error: the output could not be written: No space left on device; free some space\n"
