@@ -43,7 +43,7 @@ class Stage:
     """What is fed and learned until a share `until` of all steps, in batches of `batch_size`.
 
     answers, dense, teacher: the weights of three losses, on the answers, on what every patch shows, and on what the teacher
-    says. 0 answers means the vision encoder alone; a teacher sees still pictures only.
+    says about the still pictures. 0 answers means the vision encoder alone.
     """
 
     until: float
@@ -200,7 +200,8 @@ class Trainer:
             loss = loss + stage.teacher * lessons
             metrics["lessons"] = lessons.item()
         if stage.dense:
-            dense, metrics = self.heads(vision, [e.cells for e in examples])
+            dense, seen = self.heads(vision, [e.cells for e in examples])
+            metrics |= seen
             loss = loss + stage.dense * dense
             metrics["dense"] = dense.item()
         if stage.answers:

@@ -130,13 +130,19 @@ class Lessons(nn.Module):
             self._said[block] = said
 
     def forward(self, teacher: Teacher, examples: Sequence[Example], patch: int) -> Tensor:
-        """Return the mean squared error over the teacher's variance, summed over blocks, for what was just encoded."""
+        """Return the mean squared error over the teacher's variance, summed over blocks, for what was just encoded.
+
+        Only the still pictures count, which come first among the examples: the teacher knows no clips.
+        """
+        stills = [e for e in examples if e.patches.kind == "image"]
+        loss, rows = torch.zeros(()), sum(len(e.patches.pixels) for e in stills)
+        if not rows:
+            return loss
         with torch.no_grad():
-            low, high = teacher(pictures(examples, patch))
-            targets = by_patch(low, examples, 2).flatten(1), by_patch(high, examples, 1)[:, 0]
-        loss = torch.zeros(())
+            low, high = teacher(pictures(stills, patch))
+            targets = by_patch(low, stills, 2).flatten(1), by_patch(high, stills, 1)[:, 0]
         for i, head, target in zip(self.blocks, (self.low, *self.high), (targets[0], targets[1], targets[1]), strict=True):
-            said = self._said[i].float()
+            said = self._said[i][:rows].float()
             out = head(F.layer_norm(said, said.shape[-1:]))
             loss = loss + F.mse_loss(out, target) / target.var()
         self._said.clear()
