@@ -112,10 +112,19 @@ class VisionTokens:
         return VisionTokens(self.embeddings[rows], self.taps[:, rows], self.coords[rows])
 
     def merge(self, groups: Tensor, count: int) -> VisionTokens:
-        """Average rows into `count` groups; groups: (V,) the group of every row. A group keeps its first row's coordinates."""
+        """Average rows into `count` groups; groups: (V,) the group of every row. A group keeps its first row's coordinates.
+
+        Groups on the CPU are checked, PromptError says what is wrong, and moved to the rows. Groups on another device are
+        taken at their word, since looking at them would make the host wait: make them from numbers the host has.
+        """
+        if len(groups) != len(self):
+            raise PromptError(f"{len(groups)} rows have a group, but there are {len(self)} vision tokens")
+        if groups.device.type == "cpu" and not torch.equal(groups.unique().long(), torch.arange(count)):
+            raise PromptError(
+                f"every one of the {count} groups needs at least one row, and every row a group of 0 to {count - 1}"
+            )
+        groups = groups.to(self.embeddings.device, torch.long, non_blocking=True)
         size = torch.zeros(count, device=groups.device).index_add_(0, groups, torch.ones(len(groups), device=groups.device))
-        if bool((size == 0).any()):
-            raise PromptError(f"every one of the {count} groups needs at least one row")
         share = (1 / size).to(self.embeddings.dtype)[:, None]
         embeddings = self.embeddings.new_zeros(count, self.embeddings.shape[1]).index_add(0, groups, self.embeddings)
         taps = self.taps.new_zeros(self.taps.shape[0], count, self.taps.shape[2]).index_add(1, groups, self.taps)

@@ -152,9 +152,28 @@ def test_merge_averages_embeddings_and_taps_alike() -> None:
     assert merged.coords[:, 1].tolist() == [1, 0, 3]  # of the first row of each group
 
 
-def test_merge_needs_a_row_in_every_group() -> None:
-    with pytest.raises(PromptError, match="every one of the 4 groups"):
-        _tokens(3).merge(torch.tensor([0, 1, 3]), 4)
+@pytest.mark.parametrize("groups", [[0, 1, 3], [0, 1, 4], [-1, 0, 1]])
+def test_merge_needs_a_row_in_every_group(groups: list[int]) -> None:
+    with pytest.raises(PromptError, match="every one of the 4 groups needs at least one row, and every row a group of 0 to 3"):
+        _tokens(3).merge(torch.tensor(groups), 4)
+
+
+def test_merge_needs_a_group_for_every_row() -> None:
+    with pytest.raises(PromptError, match="2 rows have a group, but there are 3 vision tokens"):
+        _tokens(3).merge(torch.tensor([0, 1]), 2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_merge_never_waits_for_the_device(device: str) -> None:
+    """A meta tensor has no values to look at, so that looking raises. Groups made by the host are moved along."""
+    here = _tokens(5)
+    there = VisionTokens(here.embeddings.to("meta"), here.taps.to("meta"), here.coords.to("meta"))
+    merged = there.merge(torch.tensor([1, 0, 1, 2, 1], device=device, dtype=torch.int32), 3)
+    assert (merged.embeddings.shape, merged.taps.shape, merged.coords.shape) == ((3, 3), (2, 3, 3), (3, 3))
+
+
+def test_merging_nothing() -> None:
+    assert len(_tokens(0).merge(torch.empty(0, dtype=torch.long), 0)) == 0
 
 
 def test_markers_stand_around_every_block() -> None:
