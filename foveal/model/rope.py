@@ -39,7 +39,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]
     plain = 1.0 / rope.theta**exponent
     if rope.rope_type == "default":
         return plain, 1.0
-    assert rope.original_max_position_embeddings is not None  # config.py refuses yarn without it
+    assert rope.original_max_position_embeddings is not None  # RopeConfig refuses yarn without it
 
     def dimension(rotations: float) -> float:
         """Find the frequency that turns `rotations` times within the original context."""
