@@ -61,8 +61,8 @@ def _run(words: list[str], debug: bool) -> int:
         else:
             failure, code = error, 1
             message = (
-                f"internal error: {type(error).__name__}: {str(error)[:300]}; this is a bug of foveal: please report it with the "
-                "traceback that FOVEAL_DEBUG=1 shows and the output of foveal info"
+                f"internal error: {type(error).__name__}: {str(error)[:300]}; this is a bug of foveal: please report it "
+                "with the traceback that FOVEAL_DEBUG=1 shows and the output of foveal info"
             )
     if debug:
         traceback.print_exception(failure)
