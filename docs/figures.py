@@ -7,6 +7,7 @@ computes for the shipped picture and clip, or for a released preset. The same co
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from foveal.thinking import ThinkingStream
 
 ROOT = Path(foveal.__file__).parent
 OUT = Path(__file__).parent / "figures"
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 PICTURE, CLIP = (ROOT / "assets" / "demo" / name for name in ("picture.png", "clip.mp4"))
 TEXT, IMAGE, VIDEO, INK, PALE = "#9aa5b1", "#2f7fc1", "#d9822b", "#1f2933", "#e4e7eb"
 AXES = ("#4c956c", "#2f7fc1", "#d9822b")  # time, height, width
@@ -423,7 +425,37 @@ def data_flow() -> Figure:
     return figure
 
 
-DRAWN = (architecture, shapes, positions, deepstack, timestamps, vision, language, thinking, data_flow)
+def embedded_model() -> Figure:
+    """Plot how the encoder learned to see, alone and with a teacher, and how the answers came out of it."""
+    trials = json.loads((RESULTS / "2026-11-24-seeing-trials.json").read_text())["trials"]
+    shown = {
+        "a convolutional network of": ("a small convolutional network", AXES[0]),
+        "the same, with a convolutional teacher": ("the encoder, taught by one", IMAGE),
+        "Muon 1e-2, 3 to 6 shapes, looking nearby": ("the encoder, from labels alone", TEXT),
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.9), width_ratios=(1, 1.35))
+    for name, rows in trials.items():
+        for start, (label, colour) in shown.items():
+            if name.startswith(start):
+                items, kinds = zip(*((row["items"], row["kind"]) for row in rows.values()), strict=True)
+                left.plot(items, kinds, "o-", ms=3, color=colour, label=label)
+    left.set(xlabel="pictures seen", ylim=(0, 1), title="patches of a shape named right")
+    left.legend(fontsize=8, frameon=False, loc="center right")
+    log = [json.loads(line) for line in (RESULTS / "2026-11-24-embedded-training.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in log]
+    right.plot(steps, [line["cell_kind"] for line in log], color=TEXT, label="patch: kind")
+    right.plot(steps, [line["cell_char"] for line in log], color=TEXT, ls=":", label="patch: character")
+    kinds = ("colour", "shape", "count", "relation", "read_number", "box", "appear_time", "first")
+    for i, kind in enumerate(kinds):
+        points = [(line["step"], line["accuracy"][kind]) for line in log if "accuracy" in line]
+        right.plot(*zip(*points, strict=True), color=plt.get_cmap("tab10")(i), label=kind)
+    right.set(xlabel="step", ylim=(0, 1), title="the run: patches, then whole answers (with the right words given so far)")
+    right.legend(fontsize=7, frameon=False, ncols=2, loc="upper left")
+    figure.tight_layout()
+    return figure
+
+
+DRAWN = (architecture, shapes, positions, deepstack, timestamps, vision, language, thinking, data_flow, embedded_model)
 FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 
 

@@ -43,7 +43,8 @@ class Stage:
     """What is fed and learned until a share `until` of all steps, in batches of `batch_size`.
 
     answers, dense, teacher: the weights of three losses, on the answers, on what every patch shows, and on what the teacher
-    says about the still pictures. 0 answers means the vision encoder alone.
+    says about the still pictures. 0 answers means the vision encoder alone. vision: the scale of its learning rates; what
+    it has learned is soon lost to a decoder that knows nothing yet.
     """
 
     until: float
@@ -52,6 +53,7 @@ class Stage:
     answers: float
     dense: float
     teacher: float = 0.0
+    vision: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Trainer:
             loss.backward()
         scale = schedule(self.step, self.settings.steps, self.settings.warmup)
         try:
-            metrics["grad_norm"] = self.optimiser.step(scale)
+            metrics["grad_norm"] = self.optimiser.step(scale, stage.vision)
         except FloatingPointError as e:
             seeds = f"seeds {self.next_seed}..{self.next_seed + len(examples) - 1}"
             raise FloatingPointError(f"step {self.step} ({seeds}): {e}; the last good checkpoint is in {self.folder}") from None

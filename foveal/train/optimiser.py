@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,26 +35,34 @@ class MasterOptimiser:
         self.named = dict(named)
         self.clip = clip
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
-        turned, decay, rest = [], [], []
-        for name, master in self.masters.items():
-            if master.ndim == 2 and ("blocks." in name or "layers." in name):
-                turned.append(master)
-            elif master.ndim >= 2 and "embed" not in name:
-                decay.append(master)
-            else:
-                rest.append(master)
-        groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        turned: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        for sees in (True, False):
+            matrices, decay, rest = [], [], []
+            for name, master in self.masters.items():
+                if name.startswith("visual.") != sees:
+                    continue
+                if master.ndim == 2 and ("blocks." in name or "layers." in name):
+                    matrices.append(master)
+                elif master.ndim >= 2 and "embed" not in name:
+                    decay.append(master)
+                else:
+                    rest.append(master)
+            turned.append({"params": matrices, "sees": sees})
+            others.append({"params": decay, "weight_decay": weight_decay, "sees": sees})
+            others.append({"params": rest, "weight_decay": 0.0, "sees": sees})
+        # Muon's scale here makes an update as large as AdamW's would be, so that both learning rates read alike.
         self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True), lr)
+            (torch.optim.AdamW(others, lr=lr, betas=betas, fused=True), lr),
+            (torch.optim.Muon(turned, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), muon_lr),
         ]
-        if turned:
-            # The scale that makes an update as large as AdamW's would be, so that both learning rates read alike.
-            muon = torch.optim.Muon(turned, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            self.optimisers.append((muon, muon_lr))
 
     @torch.no_grad()
-    def step(self, scale: float) -> float:
-        """Apply the gradients that backward left on the parameters. Return their norm before clipping."""
+    def step(self, scale: float, vision: float = 1.0) -> float:
+        """Apply the gradients that backward left on the parameters. Return their norm before clipping.
+
+        scale: of all learning rates; vision: of the vision encoder's once more.
+        """
         grads = []
         for name, parameter in self.named.items():
             master = self.masters[name]
@@ -68,7 +77,7 @@ class MasterOptimiser:
             torch._foreach_mul_(grads, self.clip / norm)
         for optimiser, lr in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = lr * scale
+                group["lr"] = lr * scale * (vision if group["sees"] else 1.0)
             optimiser.step()
         for name, parameter in self.named.items():
             parameter.copy_(self.masters[name])
