@@ -52,7 +52,7 @@ MAY = {
     "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "world"},
 }
 TOP = {"__init__", "__main__", "cli", "demo", "trace"}  # may import everything
-WITHOUT_TORCH = sorted(HOST | {"processor", "sampler", "reply", "cost", "world"})
+WITHOUT_TORCH = sorted(HOST | {"processor", "sampler", "reply", "cost", "world", "kernels"})
 
 
 def _part(file: Path) -> str:

@@ -1,0 +1,373 @@
+"""Block-quantised linear algebra on CPUs: weights in 8 or 4 bits, activations in 8, decode attention; in C, called here.
+
+    packed = kernels.pack(weight, bits=4)       # (N, K) float32, bfloat16 or float16
+    y = kernels.matmul(x, packed)               # (T, K) float32 → (T, N) float32
+
+Arrays are NumPy's or torch CPU tensors, and results are of the kind that came in. `available()` says whether the library is
+there, `reason()` why not. Formats and method: foveal_kernels.c; the same in NumPy: oracle.py. Calls release the GIL and may
+come from several threads; the library's own threads work for one of them at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foveal.errors import FovealError
+from foveal.kernels import oracle
+from foveal.kernels.library import load
+
+__all__ = [
+    "Activations",
+    "Packed",
+    "attend",
+    "available",
+    "matmul",
+    "pack",
+    "path",
+    "paths",
+    "quantise",
+    "quantise_cache",
+    "reason",
+    "rms_quantise",
+    "set_threads",
+    "swiglu",
+    "take_rows",
+    "threads",
+    "unpack",
+    "use_path",
+]
+
+Array = Any  # numpy.ndarray or torch.Tensor on the CPU; torch is not imported here
+_TYPES = {"float32": 0, "bfloat16": 1, "uint16": 1, "float16": 2, "int8": 3}  # uint16: the bits of bfloat16 in NumPy
+_GROUP, _LANES, _ALIGNMENT = 32, 16, 64
+
+
+# ---------------------------------------------------------------- the library
+
+
+def available() -> bool:
+    """Say whether the library is there, compiling it first where that is needed and possible."""
+    return load()[0] is not None
+
+
+def reason() -> str:
+    """Say why the library is not there and what to do; empty when it is."""
+    return load()[1]
+
+
+def _library() -> ctypes.CDLL:
+    library, why = load()
+    if library is None:
+        raise FovealError(f"the native kernels are not available: {why}")
+    return library
+
+
+def paths() -> list[str]:
+    """List the instruction sets this machine can use, slowest first."""
+    library, found, i = _library(), [], 0
+    while (name := library.foveal_path_name(i)) is not None:
+        found.append(name.decode())
+        i += 1
+    return [name for name in found if name]
+
+
+def path() -> str:
+    """Name the instruction set in use."""
+    library = _library()
+    return str(library.foveal_path_name(library.foveal_get_path()).decode())
+
+
+def use_path(name: str | None) -> None:
+    """Use another instruction set, for tests and comparisons; None takes the fastest again."""
+    library, have = _library(), paths()
+    if name is not None and name not in have:
+        raise FovealError(f"this machine has no path {name!r}; it has {', '.join(have)}")
+    wanted, i = (name or have[-1]).encode(), 0
+    while library.foveal_path_name(i) != wanted:
+        i += 1
+    library.foveal_set_path(i)
+
+
+def threads() -> int:
+    """Return how many threads a call uses, the caller's included."""
+    return int(_library().foveal_get_threads())
+
+
+def set_threads(count: int) -> None:
+    """Set how many threads a call uses, 1 to 256; results do not depend on it."""
+    if _library().foveal_set_threads(count):
+        raise FovealError(f"{count} threads; 1 to 256 are possible")
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def _is_torch(x: Array) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _facts(x: Array, what: str, dtypes: tuple[str, ...], dims: int) -> tuple[int, str, tuple[int, ...]]:
+    """Return address, dtype and strides in elements, after a check of kind, dtype and number of axes."""
+    if isinstance(x, np.ndarray):
+        dtype = x.dtype.name
+        strides = tuple(s // x.itemsize for s in x.strides)
+        address = x.__array_interface__["data"][0]
+    elif _is_torch(x):
+        if x.device.type != "cpu":
+            raise TypeError(f"{what} is on {x.device}; the kernels read the CPU's memory")
+        dtype, strides, address = str(x.dtype).removeprefix("torch."), x.stride(), x.data_ptr()
+    else:
+        raise TypeError(f"{what} is a {type(x).__name__}; a NumPy array or a torch tensor is needed")
+    if dtype not in dtypes:
+        raise TypeError(f"{what} is {dtype}; {' or '.join(dtypes)} is needed")
+    if x.ndim != dims:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}; {dims} axes are needed")
+    return address, dtype, strides
+
+
+def _matrix(x: Array, what: str, dtypes: tuple[str, ...]) -> tuple[int, str, int]:
+    """Return address, dtype and row stride of a matrix whose rows are dense."""
+    address, dtype, (outer, inner) = _facts(x, what, dtypes, 2)
+    rows, columns = x.shape
+    if rows <= 1:
+        outer = columns
+    if rows and ((inner != 1 and columns > 1) or outer < columns):
+        raise ValueError(f"{what} has strides {(outer, inner)}; rows must be contiguous and apart")
+    return address, dtype, outer
+
+
+def _dense(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> int:
+    address, _, strides = _facts(x, what, dtypes, len(shape))
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}; {shape} is needed")
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != expected and 0 not in shape:
+            raise ValueError(f"{what} has strides {tuple(strides)}; it must be contiguous")
+        expected *= size
+    return address
+
+
+def _empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """Make an array of the kind of `like` that starts on a cache line."""
+    if _is_torch(like):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _numpy(x: Array) -> np.ndarray[Any, Any]:
+    return x.detach().numpy() if _is_torch(x) else x
+
+
+def _done(status: int, what: str) -> None:
+    if status == 1:
+        raise FovealError(f"{what} hold NaN or infinity, which have no 8-bit form")
+    if status == 2:
+        raise FovealError(f"{what} are too large: a group's scale would not fit float16 (65504)")
+    assert status == 0, f"the kernels refused an argument (status {status})"
+
+
+# ---------------------------------------------------------------- values
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A quantised weight (rows, columns): codes uint8 (N / 16, K / 32, 512 or 256), scales float16 (N / 16, K / 32, 16).
+
+    Made by `pack`, or from arrays that were saved; codes that start on a multiple of 64 bytes are read fastest.
+    """
+
+    bits: int
+    rows: int
+    columns: int
+    codes: Array = field(repr=False)
+    scales: Array = field(repr=False)
+    _at: tuple[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.bits not in oracle.BLOCK_BYTES or self.rows < 1 or self.columns < 1:
+            raise ValueError(f"{self.bits} bits, {self.rows} rows, {self.columns} columns; 8 or 4 bits, 1 or more of each")
+        blocks, groups = -(-self.rows // _LANES), -(-self.columns // _GROUP)
+        codes = _dense(self.codes, "codes", ("uint8",), (blocks, groups, oracle.BLOCK_BYTES[self.bits]))
+        object.__setattr__(self, "_at", (codes, _dense(self.scales, "scales", ("float16",), (blocks, groups, _LANES))))
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.codes.nbytes + self.scales.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Quantised rows (T, K) in the order the kernels read them; made by `quantise` or `rms_quantise` for any number of uses."""
+
+    rows: int
+    columns: int
+    codes: Array = field(repr=False)
+    scales: Array = field(repr=False)
+    sums: Array = field(repr=False)
+    _at: tuple[int, int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        count = self.rows * -(-self.columns // _GROUP)
+        codes = _dense(self.codes, "codes", ("int8",), (count * _GROUP,))
+        scales = _dense(self.scales, "scales", ("float32",), (count,))
+        object.__setattr__(self, "_at", (codes, scales, _dense(self.sums, "sums", ("int32",), (count,))))
+
+
+# ---------------------------------------------------------------- functions
+
+
+def pack(weight: Array, bits: int, *, out: Packed | None = None) -> Packed:
+    """Quantise a weight (N, K) of float32, bfloat16 (uint16 in NumPy) or float16, symmetric in groups of 32 along K.
+
+    `out` takes the result into arrays that exist. Raise FovealError for NaN, infinity and values beyond float16 scales.
+    """
+    address, dtype, stride = _matrix(weight, "weight", ("float32", "bfloat16", "uint16", "float16"))
+    rows, columns = (int(n) for n in weight.shape)
+    if out is None:
+        if bits not in oracle.BLOCK_BYTES or rows < 1 or columns < 1:
+            raise ValueError(f"a weight of shape {(rows, columns)} in {bits} bits; 8 or 4 bits and no empty axis are needed")
+        blocks, groups = -(-rows // _LANES), -(-columns // _GROUP)
+        codes = _empty(weight, (blocks, groups, oracle.BLOCK_BYTES[bits]), "uint8")
+        out = Packed(bits, rows, columns, codes, _empty(weight, (blocks, groups, _LANES), "float16"))
+    elif (out.bits, out.rows, out.columns) != (bits, rows, columns):
+        raise ValueError(f"out is {out}; {bits} bits, {rows} rows, {columns} columns are needed")
+    _done(_library().foveal_pack(address, _TYPES[dtype], bits, rows, columns, stride, *out._at), "weights")
+    return out
+
+
+def unpack(packed: Packed) -> Array:
+    """Return the quantised weight (N, K) as float32."""
+    whole = oracle.unpack(_numpy(packed.codes), _numpy(packed.scales), packed.rows, packed.columns)
+    return sys.modules["torch"].from_numpy(whole) if _is_torch(packed.codes) else whole
+
+
+def take_rows(packed: Packed, ids: Array) -> Array:
+    """Return rows `ids` of the quantised weight as float32, (len(ids), K): an embedding that stays packed."""
+    whole = oracle.take_rows(_numpy(packed.codes), _numpy(packed.scales), _numpy(ids), packed.columns)
+    return sys.modules["torch"].from_numpy(whole) if _is_torch(packed.codes) else whole
+
+
+def quantise(x: Array, *, out: Activations | None = None) -> Activations:
+    """Quantise rows (T, K) float32 to 8 bits in groups of 32; raise FovealError for NaN and infinity."""
+    return _quantise(x, None, 0.0, out)
+
+
+def rms_quantise(x: Array, weight: Array, eps: float, *, out: Activations | None = None) -> Activations:
+    """Quantise the RMSNorm of rows (T, K) float32, its weight (K,) float32, in one pass."""
+    return _quantise(x, _dense(weight, "norm weight", ("float32",), (int(x.shape[-1]),)), eps, out)
+
+
+def _quantise(x: Array, norm: int | None, eps: float, out: Activations | None) -> Activations:
+    address, _, stride = _matrix(x, "x", ("float32",))
+    rows, columns = x.shape
+    if columns < 1:
+        raise ValueError(f"x has shape {(rows, columns)}; 1 or more columns are needed")
+    if out is None:
+        count = rows * -(-columns // _GROUP)
+        arrays = (_empty(x, (count * _GROUP,), "int8"), _empty(x, (count,), "float32"), _empty(x, (count,), "int32"))
+        out = Activations(rows, columns, *arrays)
+    elif (out.rows, out.columns) != (rows, columns):
+        raise ValueError(f"out is for {out.rows} rows of {out.columns}; {rows} of {columns} are needed")
+    _done(_library().foveal_quantise_rows(address, norm, eps, rows, columns, stride, *out._at), "activations")
+    return out
+
+
+def matmul(x: Array | Activations, weight: Packed, bias: Array | None = None, *, out: Array | None = None) -> Array:
+    """Multiply rows (T, K) by a packed weight: x W^T + bias, (T, N) float32. x may be quantised already."""
+    at = None if bias is None else _dense(bias, "bias", ("float32",), (weight.rows,))
+    return _product(x, weight, None, at, out)
+
+
+def swiglu(x: Array | Activations, gate: Packed, up: Packed, *, out: Array | None = None) -> Array:
+    """Return silu(x G^T) * (x U^T), (T, N) float32, with nothing in between stored."""
+    if (gate.bits, gate.rows, gate.columns) != (up.bits, up.rows, up.columns):
+        raise ValueError(f"gate is {gate}, up is {up}; they must be alike")
+    return _product(x, gate, up, None, out)
+
+
+def _product(x: Array | Activations, weight: Packed, up: Packed | None, bias: int | None, out: Array | None) -> Array:
+    a = x if isinstance(x, Activations) else quantise(x)
+    if a.columns != weight.columns:
+        raise ValueError(f"x has {a.columns} columns, the weight {weight.columns}")
+    if out is None:
+        out = _empty(a.codes, (a.rows, weight.rows), "float32")
+    elif tuple(out.shape) != (a.rows, weight.rows):
+        raise ValueError(f"out has shape {tuple(out.shape)}; {(a.rows, weight.rows)} is needed")
+    address, _, stride = _matrix(out, "out", ("float32",))
+    second = (None, None) if up is None else up._at
+    status = _library().foveal_matmul(
+        weight.bits, *weight._at, *second, weight.rows, weight.columns, *a._at, a.rows, bias, address, stride
+    )
+    _done(status, "products")
+    return out
+
+
+def attend(
+    q: Array, keys: Array, values: Array, *, scale: float | None = None, key_scales: Array | None = None,
+    value_scales: Array | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """Attend with one token's heads q (N, H) float32 over a cache, keys and values (G, S, H); return (N, H) float32.
+
+    The cache is float32, bfloat16 (uint16 in NumPy), or int8 with float16 scales (G, S, ceil(H / 32)) as `quantise_cache`
+    makes them; the first axis may be strided, as a view of a larger cache is. N is a multiple of G, at most 32 times G; H is
+    256 or less. `scale` is H ** -0.5 where it is not given.
+    """
+    address, _, _ = _facts(q, "q", ("float32",), 2)
+    heads, dim = (int(n) for n in q.shape)
+    _dense(q, "q", ("float32",), (heads, dim))
+    kv_heads, positions = int(keys.shape[0]), int(keys.shape[1]) if keys.ndim == 3 else 0
+    kinds = ("float32", "bfloat16", "uint16", "int8")
+    key_at, dtype, key_stride = _cache(keys, "keys", kinds, (kv_heads, positions, dim))
+    value_at, _, value_stride = _cache(values, "values", (dtype,), (kv_heads, positions, dim))
+    if not kv_heads or not positions or heads % kv_heads or heads > 32 * kv_heads or not 1 <= dim <= 256:
+        raise ValueError(
+            f"q {(heads, dim)} over keys {tuple(keys.shape)}: N must be 1 to 32 times G, S at least 1, H at most 256"
+        )
+    scales: list[tuple[int | None, int]] = [(None, 0), (None, 0)]
+    if dtype == "int8":
+        if key_scales is None or value_scales is None:
+            raise ValueError("an int8 cache needs key_scales and value_scales")
+        shape = (kv_heads, positions, -(-dim // _GROUP))
+        named = ((key_scales, "key_scales"), (value_scales, "value_scales"))
+        scales = [_cache(x, what, ("float16",), shape)[::2] for x, what in named]
+    out = _empty(q, (heads, dim), "float32") if out is None else out
+    (key_scale_at, key_scale_stride), (value_scale_at, value_scale_stride) = scales
+    status = _library().foveal_attend(
+        address, key_at, value_at, _TYPES[dtype], key_scale_at, value_scale_at, heads, kv_heads, positions, dim, key_stride,
+        value_stride, key_scale_stride, value_scale_stride, dim**-0.5 if scale is None else scale,
+        _dense(out, "out", ("float32",), (heads, dim)),
+    )  # fmt: skip
+    _done(status, "keys or values")
+    return out
+
+
+def _cache(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[int, str, int]:
+    """Return address, dtype and head stride of a (G, S, H) array, dense but for its first axis."""
+    address, dtype, strides = _facts(x, what, dtypes, 3)
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}; {shape} is needed")
+    if (shape[2] > 1 and strides[2] != 1) or (shape[1] > 1 and strides[1] != shape[2]):
+        raise ValueError(f"{what} has strides {tuple(strides)}; the last two axes must be contiguous")
+    return address, dtype, strides[0]
+
+
+def quantise_cache(x: Array) -> tuple[Array, Array]:
+    """Quantise keys or values (..., H) float32: int8 codes of that shape, float16 scales (..., ceil(H / 32))."""
+    shape = tuple(int(n) for n in x.shape)
+    address = _dense(x, "keys or values", ("float32",), shape)
+    codes, scales = _empty(x, shape, "int8"), _empty(x, (*shape[:-1], -(-shape[-1] // _GROUP)), "float16")
+    at = (_facts(codes, "codes", ("int8",), len(shape))[0], _facts(scales, "scales", ("float16",), len(shape))[0])
+    _done(_library().foveal_quantise_cache(address, math.prod(shape[:-1]), shape[-1], *at), "keys or values")
+    return codes, scales

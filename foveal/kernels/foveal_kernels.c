@@ -1,0 +1,882 @@
+/* Block-quantised linear algebra and decode attention for CPUs.
+ *
+ * Read this first.
+ *
+ * Weights. A matrix W (N rows, K columns) is cut into blocks of 16 rows and 32 columns. The 32 columns of one row in one
+ * block are a group: they share one float16 scale, and a weight is scale * q with q a small integer. A block's bytes are
+ * ordered for the dot-product instructions, which multiply four neighbouring bytes of one operand with four of another and
+ * add the four products into a 32-bit lane: columns are taken four at a time (a quad), and one quad of all 16 rows is 64
+ * bytes, so lane i of a vector belongs to row i from the first load to the last store and nothing is ever summed across
+ * lanes.
+ *
+ *     8 bits: 8 vectors a block, byte = q + 128, q in -127..127
+ *     4 bits: 4 vectors a block, nibble = q + 8, q in -8..7; vector j holds quad j low and quad j + 4 high
+ *
+ * Activations. Rows of float32 become 8 bits on the way in: per group of 32 a float scale and the sum of the codes. The
+ * sum undoes the offset of the weights: sum((q + 128) a) - 128 sum(a) = sum(q a). Up to eight rows (a tile) are kept
+ * side by side group by group, [group][row][32], because a register tile of 16 weight rows and 8 activation rows reads
+ * them in this order; the last tile of a batch is as narrow as it must be, so one row is simply a row.
+ *
+ * One product of a block with a tile: int32 sums inside the group (exact, whatever the instruction set), then one
+ * multiplication by both scales into float32 sums. Each output is made by one thread in one order: the number of threads
+ * cannot change a bit.
+ *
+ * The file in order: numbers, the pool of threads, loops any compiler can vectorise (written once, compiled for each
+ * instruction set), tiles by hand for each instruction set, the choice among them, the exported functions.
+ */
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+enum { GROUP = 32, LANES = 16, TILE = 8 };
+enum { DONE = 0, NOT_FINITE = 1, TOO_LARGE = 2, BAD_ARGUMENT = 3 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };
+
+/* ---------------------------------------------------------------- numbers */
+
+INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* To the nearest integer, halves to the even one, for |x| < 2^22: the addition itself rounds, and vectorises anywhere. */
+INLINE float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
+
+INLINE float from_bfloat16(uint16_t h) { return float_of((uint32_t)h << 16); }
+
+/* Exact for every finite value, subnormals too; the caller rules out infinities and NaN. */
+INLINE float from_float16(uint16_t h) {
+    float magnitude = float_of((uint32_t)(h & 0x7fff) << 13) * 0x1p112f;
+    return float_of(bits_of(magnitude) | (uint32_t)(h & 0x8000) << 16);
+}
+
+/* Round to nearest even; what is too large becomes infinity (0x7c00). */
+INLINE uint16_t to_float16(float x) {
+    uint32_t u = bits_of(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+    if (magnitude < 0x38800000) /* below 2^-14: a multiple of 2^-24 */
+        return (uint16_t)(sign | (uint32_t)nearest(float_of(magnitude) * 0x1p24f));
+    magnitude += 0xfff + (magnitude >> 13 & 1);
+    uint32_t half = (magnitude - (112u << 23)) >> 13;
+    return (uint16_t)(sign | (half > 0x7c00 ? 0x7c00 : half));
+}
+
+/* e^x within 2e-7 of its value: x = n ln 2 + f, a Taylor polynomial of f, and n put into the exponent. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = nearest(x * 1.44269504f);
+    float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.0f / 5040;
+    p = p * f + 1.0f / 720;
+    p = p * f + 1.0f / 120;
+    p = p * f + 1.0f / 24;
+    p = p * f + 1.0f / 6;
+    p = p * f + 0.5f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    return p * float_of((uint32_t)((int32_t)n + 127) << 23);
+}
+
+/* ---------------------------------------------------------------- threads
+ *
+ * One pool for the process. A job is a function and a number of parts; the caller and the workers take parts from a common
+ * counter until none is left, so a worker that another process holds up costs one part at most. Workers look for the next
+ * job for some microseconds (a model calls often), then sleep. A second caller, from another thread, finds the pool busy
+ * and does all its parts alone: slower for it, never wrong, and never more threads than were asked for.
+ */
+
+typedef void part_fn(const void *job, int64_t part);
+enum { MOST_THREADS = 256, SPINS = 1500 };
+
+static struct {
+    pthread_mutex_t busy; /* held by the caller whose job it is */
+    pthread_mutex_t lock; /* protects what follows; the atomics may be looked at without it */
+    pthread_cond_t wake, done;
+    atomic_uint generation; /* grows by one a job */
+    atomic_int active;      /* workers inside the present job */
+    atomic_llong next;      /* the next part to take */
+    part_fn *fn;
+    const void *job;
+    int64_t parts;
+    int open, helpers, started, at_fork;
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+
+static atomic_int threads = 1;
+
+INLINE void breathe(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void take_parts(part_fn *fn, const void *job, int64_t parts) {
+    for (int64_t part; (part = atomic_fetch_add(&pool.next, 1)) < parts;) fn(job, part);
+}
+
+static void *worker(void *number) {
+    unsigned seen = 0; /* a job may have been opened before this thread ran: it looks at the state, not at the change */
+    for (;;) {
+        for (int i = 0; i < SPINS && atomic_load(&pool.generation) == seen; i++) breathe();
+        pthread_mutex_lock(&pool.lock);
+        while (atomic_load(&pool.generation) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
+        seen = atomic_load(&pool.generation);
+        int join = pool.open && (int)(intptr_t)number < pool.helpers;
+        part_fn *fn = pool.fn;
+        const void *job = pool.job;
+        int64_t parts = pool.parts;
+        if (join) atomic_fetch_add(&pool.active, 1);
+        pthread_mutex_unlock(&pool.lock);
+        if (!join) continue;
+        take_parts(fn, job, parts);
+        pthread_mutex_lock(&pool.lock);
+        if (atomic_fetch_sub(&pool.active, 1) == 1) pthread_cond_signal(&pool.done);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    return NULL;
+}
+
+/* A child of fork has this thread only: forget the others, whatever they held; the next job starts new ones. */
+static void forget_workers(void) {
+    pool.busy = pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    pool.wake = pool.done = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    atomic_store(&pool.active, 0);
+    atomic_store(&pool.generation, 0);
+    pool.open = pool.started = 0;
+}
+
+static void start_workers(int wanted) {
+    if (!pool.at_fork) pool.at_fork = pthread_atfork(NULL, NULL, forget_workers) == 0;
+    sigset_t all, before; /* signals are for the threads of the program, not for these */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, 1 << 20);
+    pthread_t thread;
+    while (pool.started < wanted && !pthread_create(&thread, &attributes, worker, (void *)(intptr_t)pool.started))
+        pool.started++;
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void run(part_fn *fn, const void *job, int64_t parts) {
+    int helpers = (int)least(atomic_load(&threads), parts) - 1;
+    if (helpers < 1 || pthread_mutex_trylock(&pool.busy)) {
+        for (int64_t part = 0; part < parts; part++) fn(job, part);
+        return;
+    }
+    if (pool.started < helpers) start_workers(helpers);
+    pthread_mutex_lock(&pool.lock);
+    pool.fn = fn, pool.job = job, pool.parts = parts, pool.helpers = helpers, pool.open = 1;
+    atomic_store(&pool.next, 0);
+    atomic_fetch_add(&pool.generation, 1);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+    take_parts(fn, job, parts);
+    pthread_mutex_lock(&pool.lock);
+    pool.open = 0; /* who has not come by now need not come */
+    pthread_mutex_unlock(&pool.lock);
+    for (int i = 0; i < SPINS && atomic_load(&pool.active); i++) breathe();
+    pthread_mutex_lock(&pool.lock);
+    while (atomic_load(&pool.active)) pthread_cond_wait(&pool.done, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool.busy);
+}
+
+/* ---------------------------------------------------------------- jobs: what the parts work on */
+
+struct activations { /* T rows as tiles; see the top */
+    int8_t *codes;
+    float *scales;
+    int32_t *sums;
+};
+
+struct quantise_job {
+    const float *x, *norm; /* norm: weights of an RMSNorm to go through first, or NULL */
+    float eps;
+    int64_t rows, columns, stride, groups;
+    struct activations out;
+    atomic_int *status;
+};
+
+struct pack_job {
+    const void *weight;
+    int type, bits;
+    int64_t rows, columns, stride, groups;
+    uint8_t *codes;
+    uint16_t *scales;
+    atomic_int *status;
+};
+
+typedef void tile_fn(const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a, const float *a_scales,
+                     const int32_t *a_sums, int width, float *out);
+
+struct product_job {
+    tile_fn *tile;
+    int64_t block_bytes;
+    const uint8_t *codes, *up_codes; /* up: the second matrix of a SwiGLU, or NULL */
+    const uint16_t *scales, *up_scales;
+    struct activations a;
+    int64_t rows, groups, tokens;            /* N, K / 32, T */
+    int64_t blocks, grain, spans, chunk;     /* row blocks, row blocks a part, parts a chunk, tokens a chunk */
+    const float *bias;
+    float *out;
+    int64_t stride;
+};
+
+enum { MOST_SHARED = 32, MOST_DIM = 256, POSITIONS = 64, TOGETHER = 4 };
+
+struct attend_job {
+    const float *q;
+    const void *keys, *values;
+    const uint16_t *key_scales, *value_scales;
+    int type;
+    int64_t heads, kv_heads, positions, dim, key_stride, value_stride, key_scale_stride, value_scale_stride;
+    float scale;
+    float *out;
+};
+
+/* ---------------------------------------------------------------- loops for any compiler
+ *
+ * Plain C over short fixed lengths, always inlined; the macro EACH_TARGET at the end compiles them for each instruction
+ * set. No fused multiply-add, no reordering: all instruction sets give the same bits.
+ */
+
+/* Quantise one group; what lies beyond `count` is zero. */
+INLINE int quantise_group(const float *x, int64_t count, int8_t *codes, float *scale, int32_t *sum) {
+    float v[GROUP] = {0};
+    if (count >= GROUP) memcpy(v, x, sizeof v);
+    else memcpy(v, x, (size_t)count * 4);
+    uint32_t top = 0; /* floats without sign order as integers do, with infinity and NaN above all */
+    for (int i = 0; i < GROUP; i++) {
+        uint32_t magnitude = bits_of(v[i]) & 0x7fffffff;
+        top = magnitude > top ? magnitude : top;
+    }
+    if (top >= 0x7f800000) return NOT_FINITE;
+    float amax = float_of(top);
+    int none = amax < 0x1p-100f; /* so small that its inverse would overflow */
+    float inverse = none ? 0.0f : 127.0f / amax;
+    *scale = none ? 0.0f : amax / 127.0f;
+    int32_t total = 0;
+    for (int i = 0; i < GROUP; i++) {
+        int32_t code = (int32_t)nearest(v[i] * inverse);
+        codes[i] = (int8_t)code;
+        total += code;
+    }
+    *sum = total;
+    return DONE;
+}
+
+/* 1 / sqrt(mean of squares + eps), summed in 16 lanes that are then added in order. */
+INLINE float inverse_rms(const float *x, int64_t columns, float eps) {
+    float lanes[LANES] = {0}, sum = 0;
+    int64_t k = 0;
+    for (; k + LANES <= columns; k += LANES)
+        for (int i = 0; i < LANES; i++) lanes[i] += x[k + i] * x[k + i];
+    for (int i = 0; k + i < columns; i++) lanes[i] += x[k + i] * x[k + i];
+    for (int i = 0; i < LANES; i++) sum += lanes[i];
+    return 1.0f / sqrtf(sum / (float)columns + eps);
+}
+
+INLINE void quantise_part(const void *context, int64_t part) { /* one tile of rows */
+    const struct quantise_job *job = context;
+    int64_t first = part * TILE, width = least(TILE, job->rows - first), groups = job->groups;
+    for (int64_t t = 0; t < width; t++) {
+        const float *x = job->x + (first + t) * job->stride;
+        float r = job->norm ? inverse_rms(x, job->columns, job->eps) : 0;
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t at = first * groups + g * width + t, count = least(GROUP, job->columns - g * GROUP);
+            const float *group = x + g * GROUP;
+            float normed[GROUP];
+            if (job->norm) {
+                const float *norm = job->norm + g * GROUP;
+                if (count == GROUP) for (int i = 0; i < GROUP; i++) normed[i] = group[i] * r * norm[i];
+                else for (int i = 0; i < count; i++) normed[i] = group[i] * r * norm[i];
+                group = normed;
+            }
+            int status = quantise_group(group, count, job->out.codes + at * GROUP, job->out.scales + at, job->out.sums + at);
+            if (status) atomic_store(job->status, status);
+        }
+    }
+}
+
+/* Read 32 weights as float32, zeros beyond `count`; 0 if one is not finite. */
+INLINE int read_weights(const void *from, int type, int64_t at, int64_t count, float *v) {
+    for (int i = 0; i < GROUP; i++) v[i] = 0;
+    int full = count >= GROUP;
+    if (type == FLOAT32) {
+        memcpy(v, (const float *)from + at, full ? GROUP * 4 : (size_t)count * 4);
+    } else {
+        uint16_t h[GROUP] = {0};
+        memcpy(h, (const uint16_t *)from + at, full ? GROUP * 2 : (size_t)count * 2);
+        if (type == BFLOAT16) {
+            for (int i = 0; i < GROUP; i++) v[i] = from_bfloat16(h[i]);
+        } else {
+            uint16_t top = 0;
+            for (int i = 0; i < GROUP; i++) {
+                uint16_t magnitude = h[i] & 0x7fff;
+                top = magnitude > top ? magnitude : top;
+                v[i] = from_float16(h[i]);
+            }
+            if (top >= 0x7c00) return 0;
+        }
+    }
+    uint32_t top = 0;
+    for (int i = 0; i < GROUP; i++) {
+        uint32_t magnitude = bits_of(v[i]) & 0x7fffffff;
+        top = magnitude > top ? magnitude : top;
+    }
+    return top < 0x7f800000;
+}
+
+INLINE void pack_part(const void *context, int64_t block) { /* 16 rows */
+    const struct pack_job *job = context;
+    int64_t block_bytes = job->bits == 8 ? 512 : 256;
+    for (int64_t g = 0; g < job->groups; g++) {
+        uint8_t *codes = job->codes + (block * job->groups + g) * block_bytes;
+        uint16_t *scales = job->scales + (block * job->groups + g) * LANES;
+        int64_t count = least(GROUP, job->columns - g * GROUP);
+        for (int row = 0; row < LANES; row++) {
+            int64_t n = block * LANES + row;
+            float v[GROUP] = {0};
+            if (n < job->rows && !read_weights(job->weight, job->type, n * job->stride + g * GROUP, count, v)) {
+                atomic_store(job->status, NOT_FINITE);
+                return;
+            }
+            float high = 0, low = 0;
+            for (int i = 0; i < GROUP; i++) {
+                high = v[i] > high ? v[i] : high;
+                low = v[i] < low ? v[i] : low;
+            }
+            /* Four bits reach one further down than up: the value furthest from zero is made to lie there. */
+            float extreme = high > -low ? high : low;
+            float wanted = job->bits == 8 ? (high > -low ? high : -low) / 127.0f : extreme / -8.0f;
+            scales[row] = to_float16(wanted);
+            if ((scales[row] & 0x7fff) == 0x7c00) {
+                atomic_store(job->status, TOO_LARGE);
+                return;
+            }
+            float scale = from_float16(scales[row]), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
+            float bottom = job->bits == 8 ? -127.0f : -8.0f, top = job->bits == 8 ? 127.0f : 7.0f;
+            uint8_t q[GROUP];
+            for (int i = 0; i < GROUP; i++) {
+                float y = nearest(v[i] * inverse);
+                y = y < bottom ? bottom : y > top ? top : y;
+                q[i] = (uint8_t)((int32_t)y + (job->bits == 8 ? 128 : 8));
+            }
+            if (job->bits == 4)
+                for (int i = 0; i < GROUP / 2; i++) q[i] = (uint8_t)(q[i] | q[i + GROUP / 2] << 4);
+            for (int quad = 0; quad < block_bytes / 64; quad++) memcpy(codes + quad * 64 + row * 4, q + quad * 4, 4);
+        }
+    }
+}
+
+/* A span of row blocks times a chunk of tokens. The chunk is small enough to stay in the cache of the core while the
+ * weights of the span pass by. */
+INLINE void product_part(const void *context, int64_t part) {
+    const struct product_job *job = context;
+    int64_t first_token = part / job->spans * job->chunk, last_token = least(first_token + job->chunk, job->tokens);
+    int64_t first_block = part % job->spans * job->grain, last_block = least(first_block + job->grain, job->blocks);
+    int64_t groups = job->groups;
+    for (int64_t block = first_block; block < last_block; block++) {
+        int64_t bytes = block * groups * job->block_bytes, scale = block * groups * LANES, row = block * LANES;
+        int64_t count = least(LANES, job->rows - row);
+        for (int64_t token = first_token; token < last_token; token += TILE) {
+            int width = (int)least(TILE, job->tokens - token);
+            const int8_t *a = job->a.codes + token * groups * GROUP;
+            const float *a_scales = job->a.scales + token * groups;
+            const int32_t *a_sums = job->a.sums + token * groups;
+            float tile[TILE * LANES], up[TILE * LANES];
+            job->tile(job->codes + bytes, job->scales + scale, groups, a, a_scales, a_sums, width, tile);
+            if (job->up_codes) {
+                job->tile(job->up_codes + bytes, job->up_scales + scale, groups, a, a_scales, a_sums, width, up);
+                for (int i = 0; i < width * LANES; i++) tile[i] = tile[i] / (1.0f + exponential(-tile[i])) * up[i];
+            }
+            for (int t = 0; t < width; t++) {
+                float *out = job->out + (token + t) * job->stride + row;
+                if (job->bias) for (int i = 0; i < count; i++) out[i] = tile[t * LANES + i] + job->bias[row + i];
+                else if (count == LANES) memcpy(out, tile + t * LANES, LANES * 4);
+                else for (int i = 0; i < count; i++) out[i] = tile[t * LANES + i];
+            }
+        }
+    }
+}
+
+/* One row of the cache as float32; what lies beyond `dim` in `row` stays as it is. */
+INLINE void fetch(int type, const void *from, const uint16_t *scales, int64_t dim, float *row) {
+    if (type == FLOAT32) {
+        memcpy(row, from, (size_t)dim * 4);
+    } else if (type == BFLOAT16) {
+        for (int64_t i = 0; i < dim; i++) row[i] = from_bfloat16(((const uint16_t *)from)[i]);
+    } else {
+        for (int64_t g = 0; g * GROUP < dim; g++) {
+            float scale = from_float16(scales[g]);
+            const int8_t *codes = (const int8_t *)from + g * GROUP;
+            if (dim - g * GROUP >= GROUP) for (int i = 0; i < GROUP; i++) row[g * GROUP + i] = scale * codes[i];
+            else for (int i = 0; i < dim - g * GROUP; i++) row[g * GROUP + i] = scale * codes[i];
+        }
+    }
+}
+
+INLINE float dot(const float *a, const float *b, int64_t padded) {
+    float l[LANES] = {0};
+    for (int64_t k = 0; k < padded; k += LANES)
+        for (int i = 0; i < LANES; i++) l[i] += a[k + i] * b[k + i];
+    for (int i = 0; i < 8; i++) l[i] += l[i + 8];
+    for (int i = 0; i < 4; i++) l[i] += l[i + 4];
+    return (l[0] + l[2]) + (l[1] + l[3]);
+}
+
+/* One key-value head and all query heads that share it: every key and value is read once. The softmax is kept running:
+ * `peak` is the largest score so far, and what was summed under a smaller one is scaled down when it grows. */
+INLINE void attend_part(const void *context, int64_t head) {
+    const struct attend_job *job = context;
+    int64_t shared = job->heads / job->kv_heads, dim = job->dim, padded = (dim + LANES - 1) / LANES * LANES;
+    int64_t size = job->type == FLOAT32 ? 4 : job->type == BFLOAT16 ? 2 : 1, dim_groups = (dim + GROUP - 1) / GROUP;
+    const char *keys = (const char *)job->keys + head * job->key_stride * size;
+    const char *values = (const char *)job->values + head * job->value_stride * size;
+    const uint16_t *key_scales = job->key_scales ? job->key_scales + head * job->key_scale_stride : NULL;
+    const uint16_t *value_scales = job->value_scales ? job->value_scales + head * job->value_scale_stride : NULL;
+    float q[MOST_SHARED * MOST_DIM], sum[MOST_SHARED * MOST_DIM], rows[TOGETHER * MOST_DIM];
+    float score[MOST_SHARED][POSITIONS], peak[MOST_SHARED], total[MOST_SHARED];
+    memset(q, 0, (size_t)(shared * padded) * 4);
+    memset(sum, 0, (size_t)(shared * padded) * 4);
+    memset(rows, 0, sizeof rows);
+    for (int64_t r = 0; r < shared; r++) {
+        for (int64_t i = 0; i < dim; i++) q[r * padded + i] = job->q[(head * shared + r) * dim + i] * job->scale;
+        peak[r] = -INFINITY;
+        total[r] = 0;
+    }
+    for (int64_t first = 0; first < job->positions; first += POSITIONS) {
+        int64_t count = least(POSITIONS, job->positions - first);
+        for (int64_t s = 0; s < count; s++) {
+            int64_t at = first + s;
+            fetch(job->type, keys + at * dim * size, key_scales ? key_scales + at * dim_groups : NULL, dim, rows);
+            for (int64_t r = 0; r < shared; r++) score[r][s] = dot(q + r * padded, rows, padded);
+        }
+        for (int64_t r = 0; r < shared; r++) {
+            float top = peak[r];
+            for (int64_t s = 0; s < count; s++) top = score[r][s] > top ? score[r][s] : top;
+            if (top > peak[r]) {
+                float shrink = first ? exponential(peak[r] - top) : 0.0f;
+                total[r] *= shrink;
+                for (int64_t i = 0; i < padded; i++) sum[r * padded + i] *= shrink;
+                peak[r] = top;
+            }
+            for (int64_t s = count; s < POSITIONS; s++) score[r][s] = -INFINITY;
+            for (int64_t s = 0; s < POSITIONS; s++) score[r][s] = exponential(score[r][s] - top);
+            for (int64_t s = 0; s < count; s++) total[r] += score[r][s];
+        }
+        for (int64_t s = 0; s < count; s += TOGETHER) { /* four values at a time: the sums are loaded and stored once */
+            int64_t some = least(TOGETHER, count - s);
+            for (int64_t j = 0; j < some; j++) {
+                int64_t at = first + s + j;
+                fetch(job->type, values + at * dim * size, value_scales ? value_scales + at * dim_groups : NULL, dim,
+                      rows + j * padded);
+            }
+            for (int64_t r = 0; r < shared; r++) {
+                float p[TOGETHER] = {0}, *to = sum + r * padded;
+                for (int64_t j = 0; j < some; j++) p[j] = score[r][s + j];
+                for (int64_t i = 0; i < padded; i++)
+                    to[i] += (p[0] * rows[i] + p[1] * rows[padded + i]) + (p[2] * rows[2 * padded + i] + p[3] * rows[3 * padded + i]);
+            }
+        }
+    }
+    for (int64_t r = 0; r < shared; r++)
+        for (int64_t i = 0; i < dim; i++) job->out[(head * shared + r) * dim + i] = sum[r * padded + i] / total[r];
+}
+
+#define EACH_TARGET(name, target)                                                                          \
+    target static void quantise_##name(const void *job, int64_t part) { quantise_part(job, part); }        \
+    target static void pack_##name(const void *job, int64_t part) { pack_part(job, part); }                \
+    target static void product_##name(const void *job, int64_t part) { product_part(job, part); }          \
+    target static void attend_##name(const void *job, int64_t part) { attend_part(job, part); }
+
+/* ---------------------------------------------------------------- tiles: portable C */
+
+INLINE void tile_portable(int bits, const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a,
+                          const float *a_scales, const int32_t *a_sums, int width, float *out) {
+    memset(out, 0, (size_t)width * LANES * 4);
+    for (int64_t g = 0; g < groups; g++) {
+        float scale[LANES];
+        for (int i = 0; i < LANES; i++) scale[i] = from_float16(scales[i]);
+        for (int t = 0; t < width; t++) {
+            int32_t sum[LANES] = {0};
+            for (int quad = 0; quad < 8; quad++) {
+                const int8_t *four = a + t * GROUP + quad * 4;
+                const uint8_t *w = codes + (bits == 8 ? quad : quad % 4) * 64;
+                for (int i = 0; i < LANES; i++)
+                    for (int c = 0; c < 4; c++) {
+                        int code = bits == 8 ? w[i * 4 + c] : quad < 4 ? w[i * 4 + c] & 15 : w[i * 4 + c] >> 4;
+                        sum[i] += code * four[c];
+                    }
+            }
+            int32_t offset = a_sums[t] * (bits == 8 ? 128 : 8);
+            for (int i = 0; i < LANES; i++) out[t * LANES + i] += (float)(sum[i] - offset) * (scale[i] * a_scales[t]);
+        }
+        codes += bits == 8 ? 512 : 256, scales += LANES;
+        a += width * GROUP, a_scales += width, a_sums += width;
+    }
+}
+
+static void tile8_portable(const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a, const float *a_scales,
+                           const int32_t *a_sums, int width, float *out) {
+    tile_portable(8, codes, scales, groups, a, a_scales, a_sums, width, out);
+}
+static void tile4_portable(const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a, const float *a_scales,
+                           const int32_t *a_sums, int width, float *out) {
+    tile_portable(4, codes, scales, groups, a, a_scales, a_sums, width, out);
+}
+EACH_TARGET(portable, )
+
+/* The vector tiles below are written for a number of rows the compiler knows, so that their sums stay in registers; this
+ * walks a tile of any width in steps of four, two and one. */
+#define WALK(name, target, inner, bits)                                                                                   \
+    target static void name(const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a,               \
+                            const float *a_scales, const int32_t *a_sums, int width, float *out) {                       \
+        int t = 0;                                                                                                        \
+        for (; t + 4 <= width; t += 4)                                                                                    \
+            inner(bits, 4, codes, scales, groups, a + t * GROUP, a_scales + t, a_sums + t, width, out + t * LANES);       \
+        for (; t + 2 <= width; t += 2)                                                                                    \
+            inner(bits, 2, codes, scales, groups, a + t * GROUP, a_scales + t, a_sums + t, width, out + t * LANES);       \
+        if (t < width) inner(bits, 1, codes, scales, groups, a + t * GROUP, a_scales + t, a_sums + t, width, out + t * LANES); \
+    }
+
+#if defined(__x86_64__)
+INLINE int32_t four_bytes(const int8_t *a) { int32_t x; memcpy(&x, a, 4); return x; }
+
+/* How far ahead of the product the weights are asked for; two pages hide the memory's delay behind one row's work. */
+enum { AHEAD = 4096 };
+
+/* ---------------------------------------------------------------- tiles: AVX-512 with VNNI
+ *
+ * One instruction multiplies 64 unsigned bytes of weights with a quad of activations repeated 16 times and adds into 16
+ * sums. Eight rows of activations: 8 integer and 8 float sums in registers, and 64 of these instructions a block for 9
+ * loads of weights and scales.
+ */
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+
+AVX512 INLINE void tile_avx512(const int bits, const int count, const uint8_t *codes, const uint16_t *scales, int64_t groups,
+                               const int8_t *a, const float *a_scales, const int32_t *a_sums, int width, float *out) {
+    const __m512i low = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
+    const int block_bytes = bits == 8 ? 512 : 256;
+    __m512 sum[TILE];
+    UNROLL for (int t = 0; t < count; t++) sum[t] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < groups; g++) {
+        __m512i part[TILE];
+        UNROLL for (int t = 0; t < count; t++) /* minus the offset times the sum of the activations */
+            part[t] = _mm512_sub_epi32(zero, _mm512_slli_epi32(_mm512_set1_epi32(a_sums[t]), bits == 8 ? 7 : 3));
+        if (count <= 2) UNROLL for (int i = 0; i < block_bytes / 64; i++)
+            _mm_prefetch((const char *)codes + AHEAD + 64 * i, _MM_HINT_T0);
+        UNROLL for (int quad = 0; quad < 8; quad++) {
+            __m512i w = _mm512_loadu_si512(codes + 64 * (bits == 8 ? quad : quad % 4));
+            if (bits == 4) w = _mm512_and_si512(quad < 4 ? w : _mm512_srli_epi16(w, 4), low);
+            UNROLL for (int t = 0; t < count; t++)
+                part[t] = _mm512_dpbusd_epi32(part[t], w, _mm512_set1_epi32(four_bytes(a + t * GROUP + quad * 4)));
+        }
+        __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
+        UNROLL for (int t = 0; t < count; t++)
+            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[t]), _mm512_mul_ps(scale, _mm512_set1_ps(a_scales[t])), sum[t]);
+        codes += block_bytes, scales += LANES;
+        a += width * GROUP, a_scales += width, a_sums += width;
+    }
+    UNROLL for (int t = 0; t < count; t++) _mm512_storeu_ps(out + t * LANES, sum[t]);
+}
+
+/* Every width has its own code: the weights are then read once, however few rows there are. */
+#define WIDTHS(name, bits)                                                                                        \
+    AVX512 static void name(const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a,        \
+                            const float *a_scales, const int32_t *a_sums, int width, float *out) {                \
+        switch (width) {                                                                                          \
+        case 1: tile_avx512(bits, 1, codes, scales, groups, a, a_scales, a_sums, 1, out); break;                  \
+        case 2: tile_avx512(bits, 2, codes, scales, groups, a, a_scales, a_sums, 2, out); break;                  \
+        case 3: tile_avx512(bits, 3, codes, scales, groups, a, a_scales, a_sums, 3, out); break;                  \
+        case 4: tile_avx512(bits, 4, codes, scales, groups, a, a_scales, a_sums, 4, out); break;                  \
+        case 5: tile_avx512(bits, 5, codes, scales, groups, a, a_scales, a_sums, 5, out); break;                  \
+        case 6: tile_avx512(bits, 6, codes, scales, groups, a, a_scales, a_sums, 6, out); break;                  \
+        case 7: tile_avx512(bits, 7, codes, scales, groups, a, a_scales, a_sums, 7, out); break;                  \
+        case 8: tile_avx512(bits, 8, codes, scales, groups, a, a_scales, a_sums, 8, out); break;                  \
+        }                                                                                                         \
+    }
+WIDTHS(tile8_avx512, 8)
+WIDTHS(tile4_avx512, 4)
+EACH_TARGET(avx512, AVX512)
+
+/* ---------------------------------------------------------------- tiles: AVX2
+ *
+ * Its instruction (maddubs) adds pairs of unsigned-times-signed products in 16 bits and saturates at 32767. Four bits:
+ * at most 15 * 127 * 2 a pair, and eight of them, 30480, still fit, so a whole group is summed in 16 bits. Eight bits:
+ * 255 * 127 * 2 does not fit, so the sign moves over to the activation, and |q| a, at most 127 * 127 * 2 = 32258, fits.
+ * (Two times four bits instead, low + 16 * high, was no faster on Zen 4.)
+ */
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+
+/* Keep a sum where it is: left alone, gcc adds the eight quads up as a tree and spills its leaves, at half the speed. */
+#define HOLD(x) __asm__("" : "+x"(x))
+
+AVX2 INLINE void tile_avx2(const int bits, const int count, const uint8_t *codes, const uint16_t *scales, int64_t groups,
+                           const int8_t *a, const float *a_scales, const int32_t *a_sums, int width, float *out) {
+    const __m256i low = _mm256_set1_epi8(15), top = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
+    const int block_bytes = bits == 8 ? 512 : 256;
+    __m256 sum[2][4]; /* [half of the 16 rows][token] */
+    UNROLL for (int i = 0; i < 2 * count; i++) sum[i & 1][i >> 1] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < groups; g++) {
+        __m256i part[2][4];
+        UNROLL for (int i = 0; i < 2 * count; i++) part[i & 1][i >> 1] = _mm256_setzero_si256();
+        if (width <= 2) UNROLL for (int i = 0; i < block_bytes / 64; i++)
+            _mm_prefetch((const char *)codes + AHEAD + 64 * i, _MM_HINT_T0);
+        UNROLL for (int quad = 0; quad < 8; quad++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                const uint8_t *from = codes + 64 * (bits == 8 ? quad : quad % 4) + 32 * half;
+                __m256i w = _mm256_loadu_si256((const __m256i *)from), size = w;
+                if (bits == 4) w = _mm256_and_si256(quad < 4 ? w : _mm256_srli_epi16(w, 4), low);
+                else w = _mm256_xor_si256(w, top), size = _mm256_abs_epi8(w);
+                UNROLL for (int t = 0; t < count; t++) {
+                    __m256i four = _mm256_set1_epi32(four_bytes(a + t * GROUP + quad * 4));
+                    if (bits == 4)
+                        part[half][t] = _mm256_add_epi16(part[half][t], _mm256_maddubs_epi16(w, four));
+                    else
+                        part[half][t] = _mm256_add_epi32(
+                            part[half][t], _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(four, w)), ones));
+                    HOLD(part[half][t]);
+                }
+            }
+        }
+        UNROLL for (int half = 0; half < 2; half++) {
+            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 8 * half)));
+            UNROLL for (int t = 0; t < count; t++) {
+                __m256i whole = part[half][t];
+                if (bits == 4) whole = _mm256_sub_epi32(_mm256_madd_epi16(whole, ones), _mm256_set1_epi32(8 * a_sums[t]));
+                sum[half][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(scale, _mm256_set1_ps(a_scales[t])),
+                                               sum[half][t]);
+            }
+        }
+        codes += block_bytes, scales += LANES;
+        a += width * GROUP, a_scales += width, a_sums += width;
+    }
+    UNROLL for (int i = 0; i < 2 * count; i++) _mm256_storeu_ps(out + (i >> 1) * LANES + (i & 1) * 8, sum[i & 1][i >> 1]);
+}
+WALK(tile8_avx2, AVX2, tile_avx2, 8)
+WALK(tile4_avx2, AVX2, tile_avx2, 4)
+EACH_TARGET(avx2, AVX2)
+#endif
+
+/* ---------------------------------------------------------------- tiles: Arm with dot products
+ *
+ * NEVER RUN: written beside the others by the same rules, but no Arm machine was at hand. Signed times signed, four rows a
+ * vector; the offset is taken off the weights, so no correction is needed. (The matrix instructions of i8mm want pairs of
+ * rows eight columns deep, another layout, and are not used.)
+ */
+#if defined(__aarch64__)
+#if defined(__clang__)
+#define DOTPROD __attribute__((target("dotprod")))
+#else
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+
+DOTPROD INLINE void tile_dotprod(const int bits, const int count, const uint8_t *codes, const uint16_t *scales, int64_t groups,
+                                 const int8_t *a, const float *a_scales, const int32_t *a_sums, int width, float *out) {
+    (void)a_sums;
+    float32x4_t sum[4][4]; /* [quarter of the 16 rows][token] */
+    UNROLL for (int i = 0; i < 4 * count; i++) sum[i & 3][i >> 2] = vdupq_n_f32(0);
+    for (int64_t g = 0; g < groups; g++) {
+        int32x4_t part[4][4];
+        UNROLL for (int i = 0; i < 4 * count; i++) part[i & 3][i >> 2] = vdupq_n_s32(0);
+        UNROLL for (int quad = 0; quad < 8; quad++) {
+            UNROLL for (int i = 0; i < 4; i++) {
+                uint8x16_t w = vld1q_u8(codes + 64 * (bits == 8 ? quad : quad % 4) + 16 * i);
+                if (bits == 4) w = quad < 4 ? vandq_u8(w, vdupq_n_u8(15)) : vshrq_n_u8(w, 4);
+                int8x16_t q = vreinterpretq_s8_u8(vsubq_u8(w, vdupq_n_u8(bits == 8 ? 128 : 8)));
+                UNROLL for (int t = 0; t < count; t++) {
+                    int32_t four;
+                    memcpy(&four, a + t * GROUP + quad * 4, 4);
+                    part[i][t] = vdotq_s32(part[i][t], q, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+                }
+            }
+        }
+        UNROLL for (int i = 0; i < 4; i++) {
+            float32x4_t scale = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(scales + 4 * i)));
+            UNROLL for (int t = 0; t < count; t++)
+                sum[i][t] = vfmaq_f32(sum[i][t], vcvtq_f32_s32(part[i][t]), vmulq_n_f32(scale, a_scales[t]));
+        }
+        codes += bits == 8 ? 512 : 256, scales += LANES;
+        a += width * GROUP, a_scales += width;
+    }
+    UNROLL for (int i = 0; i < 4 * count; i++) vst1q_f32(out + (i >> 2) * LANES + (i & 3) * 4, sum[i & 3][i >> 2]);
+}
+WALK(tile8_dotprod, DOTPROD, tile_dotprod, 8)
+WALK(tile4_dotprod, DOTPROD, tile_dotprod, 4)
+EACH_TARGET(dotprod, DOTPROD)
+#endif
+
+/* ---------------------------------------------------------------- the choice of a path */
+
+struct path {
+    const char *name;
+    tile_fn *tile8, *tile4;
+    part_fn *quantise, *pack, *product, *attend;
+};
+#define PATH(name) {#name, tile8_##name, tile4_##name, quantise_##name, pack_##name, product_##name, attend_##name}
+
+static const struct path paths[] = { /* slowest first */
+    PATH(portable),
+#if defined(__x86_64__)
+    PATH(avx2), PATH(avx512),
+#elif defined(__aarch64__)
+    PATH(dotprod),
+#endif
+};
+enum { PATHS = sizeof paths / sizeof paths[0] };
+
+static int present(int path) {
+    if (path <= 0 || path >= PATHS) return path == 0;
+#if defined(__x86_64__)
+    unsigned a, b, c, d, b7, c7, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0;
+    unsigned needed = 1u << 12 | 1u << 28 | 1u << 29; /* FMA, AVX, F16C */
+    if ((c & needed) != needed || !__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); /* which registers the system saves */
+    if (path == 1) return (low & 6) == 6 && (b7 >> 5 & 1);
+    unsigned wide = 1u << 5 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX2, AVX-512 F, DQ, BW, VL */
+    return (low & 0xe6) == 0xe6 && (b7 & wide) == wide && (c7 >> 11 & 1); /* VNNI */
+#elif defined(__aarch64__) && defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1; /* ASIMDDP */
+#elif defined(__aarch64__) && defined(__APPLE__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static atomic_int chosen = -1;
+
+static const struct path *path(void) {
+    int index = atomic_load(&chosen);
+    if (index < 0) {
+        for (index = PATHS - 1; !present(index);) index--;
+        atomic_store(&chosen, index);
+    }
+    return &paths[index];
+}
+
+/* ---------------------------------------------------------------- exported
+ *
+ * All return a status; pointers are the caller's, strides are in elements, T may be 0. The Python side checks shapes.
+ */
+
+EXPORT int foveal_interface(void) { return 1; } /* to be raised when a signature or a layout changes */
+
+/* The name of path `index`, NULL past the last; an empty name where this machine lacks it. */
+EXPORT const char *foveal_path_name(int index) { return index < 0 || index >= PATHS ? NULL : present(index) ? paths[index].name : ""; }
+EXPORT int foveal_get_path(void) { return (int)(path() - paths); }
+EXPORT int foveal_set_path(int index) {
+    if (!present(index)) return BAD_ARGUMENT;
+    atomic_store(&chosen, index);
+    return DONE;
+}
+
+EXPORT int foveal_get_threads(void) { return atomic_load(&threads); }
+EXPORT int foveal_set_threads(int count) {
+    if (count < 1 || count > MOST_THREADS) return BAD_ARGUMENT;
+    atomic_store(&threads, count);
+    return DONE;
+}
+
+/* weight (rows, columns) -> codes, scales. */
+EXPORT int foveal_pack(const void *weight, int type, int bits, int64_t rows, int64_t columns, int64_t stride, uint8_t *codes,
+                       uint16_t *scales) {
+    if ((bits != 8 && bits != 4) || type < FLOAT32 || type > FLOAT16) return BAD_ARGUMENT;
+    atomic_int status = DONE;
+    struct pack_job job = {weight, type, bits, rows, columns, stride, (columns + GROUP - 1) / GROUP, codes, scales, &status};
+    run(path()->pack, &job, (rows + LANES - 1) / LANES);
+    return atomic_load(&status);
+}
+
+/* x (rows, columns) -> tiles. With `norm`, each row first goes through an RMSNorm with these weights. */
+EXPORT int foveal_quantise_rows(const float *x, const float *norm, float eps, int64_t rows, int64_t columns, int64_t stride,
+                                int8_t *codes, float *scales, int32_t *sums) {
+    atomic_int status = DONE;
+    struct quantise_job job = {x, norm, eps, rows, columns, stride, (columns + GROUP - 1) / GROUP, {codes, scales, sums}, &status};
+    run(path()->quantise, &job, (rows + TILE - 1) / TILE);
+    return atomic_load(&status);
+}
+
+/* out (T, rows) = x W^T (+ bias); with a second matrix silu(x W^T) * (x U^T). */
+EXPORT int foveal_matmul(int bits, const uint8_t *codes, const uint16_t *scales, const uint8_t *up_codes,
+                         const uint16_t *up_scales, int64_t rows, int64_t columns, const int8_t *a, const float *a_scales,
+                         const int32_t *a_sums, int64_t tokens, const float *bias, float *out, int64_t stride) {
+    if (bits != 8 && bits != 4) return BAD_ARGUMENT;
+    const struct path *p = path();
+    struct product_job job = {.tile = bits == 8 ? p->tile8 : p->tile4, .block_bytes = bits == 8 ? 512 : 256,
+                              .codes = codes, .scales = scales, .up_codes = up_codes, .up_scales = up_scales,
+                              .a = {(int8_t *)a, (float *)a_scales, (int32_t *)a_sums},
+                              .rows = rows, .groups = (columns + GROUP - 1) / GROUP, .tokens = tokens,
+                              .bias = bias, .out = out, .stride = stride};
+    if (rows < 1 || columns < 1 || tokens < 1) return rows < 0 || columns < 1 || tokens < 0 ? BAD_ARGUMENT : DONE;
+    const int64_t cache = 384 << 10, part_bytes = 64 << 10; /* what a chunk may hold, what a part should at least read */
+    int64_t tile_bytes = job.groups * (GROUP + 8) * TILE, block = job.groups * job.block_bytes * (up_codes ? 2 : 1);
+    job.chunk = TILE * (tile_bytes < cache ? cache / tile_bytes : 1);
+    job.blocks = (rows + LANES - 1) / LANES;
+    job.grain = block < part_bytes ? part_bytes / block : 1;
+    job.spans = (job.blocks + job.grain - 1) / job.grain;
+    run(p->product, &job, job.spans * ((tokens + job.chunk - 1) / job.chunk));
+    return DONE;
+}
+
+/* One token's attention: q (heads, dim) over keys and values (kv_heads, positions, dim), the last two axes dense;
+ * for INT8 float16 scales (kv_heads, positions, groups of 32 of dim). out (heads, dim). */
+EXPORT int foveal_attend(const float *q, const void *keys, const void *values, int type, const uint16_t *key_scales,
+                         const uint16_t *value_scales, int64_t heads, int64_t kv_heads, int64_t positions, int64_t dim,
+                         int64_t key_stride, int64_t value_stride, int64_t key_scale_stride, int64_t value_scale_stride,
+                         float scale, float *out) {
+    if (kv_heads < 1 || heads % kv_heads || heads / kv_heads > MOST_SHARED || dim < 1 || dim > MOST_DIM || positions < 1)
+        return BAD_ARGUMENT;
+    if (type == FLOAT16 || type < FLOAT32 || type > INT8 || (type == INT8 && (!key_scales || !value_scales))) return BAD_ARGUMENT;
+    struct attend_job job = {q, keys, values, key_scales, value_scales, type, heads, kv_heads, positions, dim, key_stride,
+                             value_stride, key_scale_stride, value_scale_stride, scale, out};
+    run(path()->attend, &job, kv_heads);
+    return DONE;
+}
+
+/* Rows of a key-value cache to 8 bits: x (rows, dim) -> codes (rows, dim), float16 scales (rows, groups of 32). */
+EXPORT int foveal_quantise_cache(const float *x, int64_t rows, int64_t dim, int8_t *codes, uint16_t *scales) {
+    for (int64_t at = 0; at < rows; at++)
+        for (int64_t g = 0; g * GROUP < dim; g++) {
+            int64_t count = least(GROUP, dim - g * GROUP), from = at * dim + g * GROUP;
+            float amax = 0;
+            for (int64_t i = 0; i < count; i++) {
+                if ((bits_of(x[from + i]) & 0x7fffffff) >= 0x7f800000) return NOT_FINITE;
+                amax = fabsf(x[from + i]) > amax ? fabsf(x[from + i]) : amax;
+            }
+            uint16_t half = to_float16(amax / 127.0f);
+            if (half == 0x7c00) return TOO_LARGE;
+            *scales++ = half;
+            float scale = from_float16(half), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
+            for (int64_t i = 0; i < count; i++) {
+                float y = nearest(x[from + i] * inverse);
+                codes[from + i] = (int8_t)(y < -127.0f ? -127.0f : y > 127.0f ? 127.0f : y);
+            }
+        }
+    return DONE;
+}

@@ -1,0 +1,154 @@
+"""The kernels in plain NumPy, slow and short: what foveal_kernels.c is tested against, and its formats in a second language."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+GROUP, LANES, TILE = 32, 16, 8
+BLOCK_BYTES = {8: 512, 4: 256}
+
+
+def _padded(x: Array, rows: int, columns: int) -> Array:
+    """Fill up with zeros to multiples of `rows` and `columns`."""
+    return np.pad(x, ((0, -x.shape[0] % rows), (0, -x.shape[1] % columns)))
+
+
+def quantise_weight(weight: Array, bits: int) -> tuple[Array, Array]:
+    """weight (N, K) float32 → q (N, K / 32, 32) int8 and float16 scales (N, K / 32), both padded."""
+    groups = _padded(np.asarray(weight, np.float32), LANES, GROUP)
+    groups = groups.reshape(groups.shape[0], -1, GROUP)
+    if not np.isfinite(groups).all():
+        raise ValueError("weights hold NaN or infinity")
+    high, low = groups.max(-1), groups.min(-1)
+    if bits == 8:
+        wanted = np.where(high > -low, high, -low) / np.float32(127)
+    else:  # one further down than up: the value furthest from zero becomes -8
+        wanted = np.where(high > -low, high, low) / np.float32(-8)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        scales = wanted.astype(np.float16)
+        if not np.isfinite(scales).all():
+            raise ValueError("weights too large for float16 scales")
+        wide = scales.astype(np.float32)
+        inverse = np.where(wide == 0, np.float32(0), np.float32(1) / wide)
+    bottom, top = (-127, 127) if bits == 8 else (-8, 7)
+    return np.clip(np.rint(groups * inverse[..., None]), bottom, top).astype(np.int8), scales
+
+
+def pack(weight: Array, bits: int) -> tuple[Array, Array]:
+    """weight (N, K) → codes uint8 (N / 16, K / 32, 512 | 256), scales float16 (N / 16, K / 32, 16)."""
+    q, scales = quantise_weight(weight, bits)
+    blocks, groups = q.shape[0] // LANES, q.shape[1]
+    quads = q.reshape(blocks, LANES, groups, 8, 4).transpose(0, 2, 3, 1, 4)  # (block, group, quad, row, 4)
+    offset = (quads.astype(np.int16) + (128 if bits == 8 else 8)).astype(np.uint8)
+    codes = offset if bits == 8 else offset[:, :, :4] | offset[:, :, 4:] << 4
+    return codes.reshape(blocks, groups, -1), np.ascontiguousarray(scales.reshape(blocks, LANES, groups).transpose(0, 2, 1))
+
+
+def integers(codes: Array) -> Array:
+    """codes → q (N, K / 32, 32) int8, padded."""
+    blocks, groups, size = codes.shape
+    if size == BLOCK_BYTES[8]:
+        quads = codes.reshape(blocks, groups, 8, LANES, 4).astype(np.int16) - 128
+    else:
+        pairs = codes.reshape(blocks, groups, 4, LANES, 4)
+        quads = np.concatenate([pairs & 15, pairs >> 4], 2).astype(np.int16) - 8
+    return quads.transpose(0, 3, 1, 2, 4).reshape(blocks * LANES, groups, GROUP).astype(np.int8)
+
+
+def unpack(codes: Array, scales: Array, rows: int, columns: int) -> Array:
+    """codes, scales → the quantised weight (N, K) float32."""
+    wide = scales.transpose(0, 2, 1).reshape(-1, scales.shape[1], 1).astype(np.float32)
+    return (integers(codes) * wide).reshape(wide.shape[0], -1)[:rows, :columns]
+
+
+def take_rows(codes: Array, scales: Array, ids: Array, columns: int) -> Array:
+    """Rows `ids` of the quantised weight, (len(ids), K) float32, without unpacking the rest: an embedding."""
+    blocks, groups, size = codes.shape
+    block, lane = np.divmod(np.asarray(ids), LANES)
+    wide = scales[block, :, lane].astype(np.float32)[:, :, None]  # (ids, K / 32, 1)
+    chosen = codes.reshape(blocks, groups, -1, LANES, 4)[block, :, :, lane]  # (ids, K / 32, 8 | 4, 4)
+    if size == BLOCK_BYTES[8]:
+        q = chosen.astype(np.int16) - 128
+    else:
+        q = np.concatenate([chosen & 15, chosen >> 4], 2).astype(np.int16) - 8
+    return (q.reshape(*wide.shape[:2], GROUP) * wide).reshape(len(block), -1)[:, :columns]
+
+
+def quantise(x: Array) -> tuple[Array, Array, Array]:
+    """x (T, K) float32 → q (T, K / 32, 32) int8, scales (T, K / 32) float32, sums (T, K / 32) int32."""
+    groups = _padded(np.asarray(x, np.float32), 1, GROUP)
+    groups = groups.reshape(x.shape[0], groups.shape[1] // GROUP, GROUP)
+    if not np.isfinite(groups).all():
+        raise ValueError("activations hold NaN or infinity")
+    amax = np.abs(groups).max(-1)
+    none = amax < np.float32(2.0**-100)
+    inverse = np.where(none, np.float32(0), np.float32(127) / np.where(none, np.float32(1), amax))
+    q = np.rint(groups * inverse[..., None]).astype(np.int8)
+    return q, np.where(none, np.float32(0), amax / np.float32(127)), q.sum(-1, dtype=np.int32)
+
+
+def tiles(values: Array) -> Array:
+    """(T, K / 32, ...) → flat, in the order the kernels keep activations: eight rows side by side, group by group."""
+    parts = [values[t : t + TILE].swapaxes(0, 1).reshape(-1) for t in range(0, values.shape[0], TILE)]
+    return np.concatenate(parts) if parts else values.reshape(-1)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Scale rows to unit mean square, summed in 16 lanes as the kernel does."""
+    x = np.asarray(x, np.float32)
+    lanes = np.zeros((x.shape[0], LANES), np.float32)
+    for part in np.split(_padded(x * x, 1, LANES), -(-x.shape[1] // LANES), axis=1):
+        lanes += part
+    total = np.zeros(x.shape[0], np.float32)
+    for lane in lanes.T:
+        total += lane
+    inverse = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
+    return x * inverse[:, None] * np.asarray(weight, np.float32)
+
+
+def matmul(x: Array, codes: Array, scales: Array, rows: int, bias: Array | None = None) -> Array:
+    """x (T, K) → (T, N): exact integer sums inside a group, one float32 addition a group."""
+    a, a_scales, _ = quantise(x)
+    q = integers(codes).astype(np.int32)
+    wide = scales.transpose(0, 2, 1).reshape(-1, scales.shape[1]).astype(np.float32)
+    out = np.zeros((x.shape[0], q.shape[0]), np.float32)
+    for g in range(q.shape[1]):
+        whole = a[:, g].astype(np.int32) @ q[:, g].T
+        out += whole.astype(np.float32) * (wide[:, g] * a_scales[:, g, None])
+    out = out[:, :rows]
+    return out if bias is None else out + bias
+
+
+def swiglu(x: Array, gate: tuple[Array, Array], up: tuple[Array, Array], rows: int) -> Array:
+    """silu(x G^T) * (x U^T)."""
+    g = matmul(x, *gate, rows).astype(np.float64)
+    return (g / (1 + np.exp(-np.clip(g, -87, None))) * matmul(x, *up, rows)).astype(np.float32)
+
+
+def attend(q: Array, keys: Array, values: Array, scale: float) -> Array:
+    """q (N, H) over keys and values (G, S, H) → (N, H), in float64; N / G neighbouring heads share a key-value head."""
+    grouped = q.reshape(keys.shape[0], -1, q.shape[1]).astype(np.float64)
+    score = grouped @ keys.astype(np.float64).swapaxes(1, 2) * scale
+    weight = np.exp(score - score.max(-1, keepdims=True))
+    out = weight / weight.sum(-1, keepdims=True) @ values.astype(np.float64)
+    return out.reshape(q.shape).astype(np.float32)
+
+
+def quantise_cache(x: Array) -> tuple[Array, Array]:
+    """x (..., H) → int8 codes of that shape and float16 scales (..., ceil(H / 32))."""
+    dim = x.shape[-1]
+    groups = _padded(np.asarray(x, np.float32).reshape(-1, dim), 1, GROUP).reshape(*x.shape[:-1], -1, GROUP)
+    scales = (np.abs(groups).max(-1) / np.float32(127)).astype(np.float16)
+    wide = scales.astype(np.float32)
+    inverse = np.where(wide == 0, np.float32(0), np.float32(1) / np.where(wide == 0, np.float32(1), wide))
+    q = np.clip(np.rint(groups * inverse[..., None]), -127, 127).astype(np.int8)
+    return q.reshape(*x.shape[:-1], -1)[..., :dim], scales
+
+
+def unpack_cache(codes: Array, scales: Array) -> Array:
+    """The float32 values of a quantised cache."""
+    return codes * np.repeat(scales.astype(np.float32), GROUP, axis=-1)[..., : codes.shape[-1]]
