@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "paths",
     "quantise",
     "quantise_cache",
+    "read_bandwidth",
     "reason",
     "rms_quantise",
     "set_threads",
@@ -46,6 +48,7 @@ __all__ = [
 Array = Any  # numpy.ndarray or torch.Tensor on the CPU; torch is not imported here
 _TYPES = {"float32": 0, "bfloat16": 1, "uint16": 1, "float16": 2, "int8": 3}  # uint16: the bits of bfloat16 in NumPy
 _GROUP, _LANES, _ALIGNMENT = 32, 16, 64
+_names: dict[Any, str] = {}  # of dtypes met
 
 
 # ---------------------------------------------------------------- the library
@@ -105,6 +108,17 @@ def set_threads(count: int) -> None:
         raise FovealError(f"{count} threads; 1 to 256 are possible")
 
 
+def read_bandwidth(megabytes: int = 256, runs: int = 3) -> float:
+    """Measure how many bytes a second all threads together can read from memory, the best of some runs."""
+    library, words = _library(), np.ones(megabytes << 17, np.uint64)
+    best = math.inf
+    for _ in range(runs):
+        start = time.perf_counter()
+        library.foveal_read(words.ctypes.data, words.size)
+        best = min(best, time.perf_counter() - start)
+    return words.nbytes / best
+
+
 # ---------------------------------------------------------------- arrays
 
 
@@ -116,15 +130,17 @@ def _is_torch(x: Array) -> bool:
 def _facts(x: Array, what: str, dtypes: tuple[str, ...], dims: int) -> tuple[int, str, tuple[int, ...]]:
     """Return address, dtype and strides in elements, after a check of kind, dtype and number of axes."""
     if isinstance(x, np.ndarray):
-        dtype = x.dtype.name
         strides = tuple(s // x.itemsize for s in x.strides)
         address = x.__array_interface__["data"][0]
     elif _is_torch(x):
         if x.device.type != "cpu":
             raise TypeError(f"{what} is on {x.device}; the kernels read the CPU's memory")
-        dtype, strides, address = str(x.dtype).removeprefix("torch."), x.stride(), x.data_ptr()
+        strides, address = x.stride(), x.data_ptr()
     else:
         raise TypeError(f"{what} is a {type(x).__name__}; a NumPy array or a torch tensor is needed")
+    dtype = _names.get(x.dtype)
+    if dtype is None:  # str of a dtype is slow, and a decoding model comes here a thousand times a second
+        dtype = _names.setdefault(x.dtype, str(x.dtype).removeprefix("torch."))
     if dtype not in dtypes:
         raise TypeError(f"{what} is {dtype}; {' or '.join(dtypes)} is needed")
     if x.ndim != dims:

@@ -515,28 +515,37 @@ INLINE void attend_part(const void *context, int64_t head) {
 
 /* ---------------------------------------------------------------- tiles: portable C */
 
+typedef int32_t ints __attribute__((vector_size(16))); /* four rows; gcc and clang lower these to what there is */
+typedef float floats __attribute__((vector_size(16)));
+
 INLINE void tile_portable(int bits, const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a,
                           const float *a_scales, const int32_t *a_sums, int width, float *out) {
+    (void)a_sums;
     memset(out, 0, (size_t)width * LANES * 4);
     for (int64_t g = 0; g < groups; g++) {
-        float scale[LANES];
-        for (int i = 0; i < LANES; i++) scale[i] = from_float16(scales[i]);
-        for (int t = 0; t < width; t++) {
-            int32_t sum[LANES] = {0};
-            for (int quad = 0; quad < 8; quad++) {
-                const int8_t *four = a + t * GROUP + quad * 4;
-                const uint8_t *w = codes + (bits == 8 ? quad : quad % 4) * 64;
-                for (int i = 0; i < LANES; i++)
-                    for (int c = 0; c < 4; c++) {
-                        int code = bits == 8 ? w[i * 4 + c] : quad < 4 ? w[i * 4 + c] & 15 : w[i * 4 + c] >> 4;
-                        sum[i] += code * four[c];
-                    }
+        floats q[4][GROUP]; /* [quarter of the 16 rows][column]: floats hold these integers, below 2^19 in sum, exactly */
+        for (int i = 0; i < 4; i++)
+            for (int vector = 0; vector < (bits == 8 ? 8 : 4); vector++) {
+                ints w; /* the lowest byte is the first column of a quad: little-endian machines only */
+                memcpy(&w, codes + vector * 64 + i * 16, 16);
+                UNROLL for (int c = 0; c < 4; c++, w >>= 8) {
+                    if (bits == 8) q[i][vector * 4 + c] = __builtin_convertvector((w & 255) - 128, floats);
+                    else q[i][vector * 4 + c] = __builtin_convertvector((w & 15) - 8, floats);
+                    if (bits == 4) q[i][vector * 4 + c + 16] = __builtin_convertvector((w >> 4 & 15) - 8, floats);
+                }
             }
-            int32_t offset = a_sums[t] * (bits == 8 ? 128 : 8);
-            for (int i = 0; i < LANES; i++) out[t * LANES + i] += (float)(sum[i] - offset) * (scale[i] * a_scales[t]);
+        for (int t = 0; t < width; t++) {
+            floats sum[4] = {{0}};
+            UNROLL for (int c = 0; c < GROUP; c++) {
+                float x = a[t * GROUP + c];
+                floats four = {x, x, x, x};
+                UNROLL for (int i = 0; i < 4; i++) sum[i] += q[i][c] * four;
+            }
+            for (int i = 0; i < LANES; i++)
+                out[t * LANES + i] += sum[i / 4][i % 4] * (from_float16(scales[i]) * a_scales[t]);
         }
         codes += bits == 8 ? 512 : 256, scales += LANES;
-        a += width * GROUP, a_scales += width, a_sums += width;
+        a += width * GROUP, a_scales += width;
     }
 }
 
@@ -878,5 +887,29 @@ EXPORT int foveal_quantise_cache(const float *x, int64_t rows, int64_t dim, int8
                 codes[from + i] = (int8_t)(y < -127.0f ? -127.0f : y > 127.0f ? 127.0f : y);
             }
         }
+    return DONE;
+}
+
+struct read_job {
+    const uint64_t *words;
+    int64_t count, part;
+    atomic_ullong *sum;
+};
+
+static void read_part(const void *context, int64_t part) {
+    const struct read_job *job = context;
+    const uint64_t *words = job->words + part * job->part;
+    uint64_t lanes[LANES] = {0};
+    for (int64_t at = 0, end = least(job->part, job->count - part * job->part); at + LANES <= end; at += LANES)
+        for (int i = 0; i < LANES; i++) lanes[i] ^= words[at + i];
+    for (int i = 1; i < LANES; i++) lanes[0] ^= lanes[i];
+    atomic_fetch_xor(job->sum, lanes[0]);
+}
+
+/* Read memory and do nothing else: the yardstick of a matrix-vector product. */
+EXPORT int foveal_read(const uint64_t *words, int64_t count) {
+    atomic_ullong sum = 0;
+    struct read_job job = {words, count, 8192, &sum};
+    run(read_part, &job, (count + job.part - 1) / job.part);
     return DONE;
 }

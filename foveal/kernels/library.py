@@ -115,6 +115,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
             pointer,
         ),
         "foveal_quantise_cache": (pointer, count, count, pointer, pointer),
+        "foveal_read": (pointer, count),
     }  # fmt: skip
     for name, arguments in signatures.items():
         function = getattr(library, name)
