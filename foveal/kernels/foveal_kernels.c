@@ -45,6 +45,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
+#define ALIGNED __attribute__((aligned(64)))
 #define UNROLL _Pragma("GCC unroll 16")
 
 enum { GROUP = 32, LANES = 16, TILE = 8 };
@@ -439,13 +440,22 @@ INLINE void fetch(int type, const void *from, const uint16_t *scales, int64_t di
     }
 }
 
+/* Eight and four floats; gcc and clang lower these to the vectors there are (gcc 12 does sixteen badly). */
+typedef float float8s __attribute__((vector_size(32), may_alias));
+typedef float float4s __attribute__((vector_size(16)));
+
+/* a and b start on multiples of 64 bytes. */
 INLINE float dot(const float *a, const float *b, int64_t padded) {
-    float l[LANES] = {0};
-    for (int64_t k = 0; k < padded; k += LANES)
-        for (int i = 0; i < LANES; i++) l[i] += a[k + i] * b[k + i];
-    for (int i = 0; i < 8; i++) l[i] += l[i + 8];
-    for (int i = 0; i < 4; i++) l[i] += l[i + 4];
-    return (l[0] + l[2]) + (l[1] + l[3]);
+    float8s first = {0}, second = {0};
+    for (int64_t k = 0; k < padded; k += LANES) {
+        first += *(const float8s *)(a + k) * *(const float8s *)(b + k);
+        second += *(const float8s *)(a + k + 8) * *(const float8s *)(b + k + 8);
+    }
+    first += second;
+    float4s low, high;
+    memcpy(&low, &first, 16), memcpy(&high, (const char *)&first + 16, 16);
+    low += high;
+    return (low[0] + low[2]) + (low[1] + low[3]);
 }
 
 /* One key-value head and all query heads that share it: every key and value is read once. The softmax is kept running:
@@ -458,7 +468,7 @@ INLINE void attend_part(const void *context, int64_t head) {
     const char *values = (const char *)job->values + head * job->value_stride * size;
     const uint16_t *key_scales = job->key_scales ? job->key_scales + head * job->key_scale_stride : NULL;
     const uint16_t *value_scales = job->value_scales ? job->value_scales + head * job->value_scale_stride : NULL;
-    float q[MOST_SHARED * MOST_DIM], sum[MOST_SHARED * MOST_DIM], rows[TOGETHER * MOST_DIM];
+    ALIGNED float q[MOST_SHARED * MOST_DIM], sum[MOST_SHARED * MOST_DIM], rows[TOGETHER * MOST_DIM];
     float score[MOST_SHARED][POSITIONS], peak[MOST_SHARED], total[MOST_SHARED];
     memset(q, 0, (size_t)(shared * padded) * 4);
     memset(sum, 0, (size_t)(shared * padded) * 4);
