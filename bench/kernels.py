@@ -36,9 +36,9 @@ BEYOND_CACHE = 128 << 20
 
 def best(calls: list[Callable[[], Any]], seconds: float) -> float:
     """Call one after the other, round and round, for some seconds; return the shortest time of a call."""
-    shortest, end = float("inf"), time.perf_counter() + seconds
     for call in calls:
         call()
+    shortest, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         for call in calls:
             start = time.perf_counter()
