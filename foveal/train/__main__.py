@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m foveal.train", description=__doc__)
     parser.add_argument("folder", type=Path, help="where checkpoints, metrics and the tokenizer are kept")
-    parser.add_argument("--steps", type=int, default=30000, help="optimiser steps of the whole run")
+    parser.add_argument("--steps", type=int, default=2700, help="optimiser steps of the whole run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: whichever is faster here"

@@ -24,6 +24,8 @@ from foveal.world.scene import sample_size
 IGNORE = -100
 NO_BOX = -1.0
 QUARTERS = 4  # characters are named at half a patch
+# Kinds of questions that name the things they are about.
+POINTING = frozenset({"colour", "shape", "icon", "box", "relation", "read_number", "read_word"})
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Example:
     """One conversation about one picture or clip.
 
     labels: (T,) the id each row must predict, IGNORE elsewhere; turns: (T,) the number of the question a labelled row
-    answers, -1 elsewhere; kinds: the kind of every question, an index into QUESTION_KINDS.
+    answers, -1 elsewhere; kinds: the kind of every question, an index into QUESTION_KINDS; evidence: of questions about
+    pictures, (turn, the vision tokens that show one of the things it is about).
     """
 
     sequence: Sequence
@@ -54,6 +57,7 @@ class Example:
     kinds: tuple[int, ...]
     patches: Patches
     cells: CellTargets
+    evidence: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 class ExampleMaker:
@@ -82,7 +86,8 @@ class ExampleMaker:
         )  # fmt: skip
         labels, turns = self.label(sequence.token_ids)
         kinds = tuple(QUESTION_KINDS.index(q.kind) for q in item.questions)
-        return Example(sequence, labels, turns, kinds, patches, _cell_targets(item, patches, self.config))
+        cells, evidence = _cell_targets(item, patches, self.config), tuple(_evidence(item, patches))
+        return Example(sequence, labels, turns, kinds, patches, cells, evidence)
 
     def label(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label what the assistant says and its end mark, found by the chat markers, which no text can imitate."""
@@ -122,6 +127,25 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
         here = tokens[:, 0] == t
         boxes[here] = _token_boxes(item.object_map[frame], tokens[here, 1:] // vision.spatial_merge_size, size, vision.factor)
     return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes)
+
+
+def _evidence(item: Item, patches: Patches) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (turn, vision tokens) for every thing that a question about a picture names, and no other thing hides."""
+    if item.kind != "image":
+        return
+    (rows, columns), merge = patches.grids[0], patches.merge
+    height, width = item.pixels.shape[1:3]
+    at = patches.coords[:: merge * merge, 1:] // merge
+    size = np.array([height * merge / rows, width * merge / columns])  # pixels of the picture under one token
+    for turn, question in enumerate(item.questions):
+        if question.kind not in POINTING:
+            continue
+        for x1, y1, x2, y2 in question.boxes:
+            low, high = np.maximum(at * size, (y1, x1)), np.minimum((at + 1) * size, (y2, x2))
+            covered = np.clip(high - low, 0, None).prod(axis=1)
+            # All tokens the thing covers well, and in any case the one that shows most of it.
+            tokens = np.flatnonzero(covered >= min(0.2 * size.prod(), covered.max()))
+            yield turn, tokens
 
 
 def _token_boxes(objects: np.ndarray, at: np.ndarray, size: tuple[int, int], factor: int) -> np.ndarray:

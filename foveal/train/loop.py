@@ -21,6 +21,7 @@ from foveal.model import Qwen3VL
 from foveal.train import checkpoint
 from foveal.train.data import IGNORE, Example, ExampleMaker, Feed, Mix
 from foveal.train.dense import DenseHeads
+from foveal.train.evidence import Evidence
 from foveal.train.optimiser import MasterOptimiser, schedule
 from foveal.train.teacher import Lessons, Teacher, trained_teacher
 from foveal.world import QUESTION_KINDS
@@ -29,6 +30,7 @@ from foveal.world import QUESTION_KINDS
 EMPHASIS = {
     "read_word": 0.15,
     "icon": 0.4,
+    "box": 0.6,  # nearly never right to the last digit
     "describe": 0.6,
     "vanish_time": 0.4,
     "moves": 0.25,
@@ -42,9 +44,9 @@ EMPHASIS = {
 class Stage:
     """What is fed and learned until a share `until` of all steps, in batches of `batch_size`.
 
-    answers, dense, teacher: the weights of three losses, on the answers, on what every patch shows, and on what the teacher
-    says about the still pictures. 0 answers means the vision encoder alone. vision: the scale of its learning rates; what
-    it has learned is soon lost to a decoder that knows nothing yet.
+    answers, dense, teacher, evidence: the weights of four losses: on the answers, on what every patch shows, on what the
+    teacher says about the still pictures, on where questions about them look. 0 answers means the vision encoder alone.
+    vision: the scale of its learning rates; what it has learned is soon lost to a decoder that knows nothing yet.
     """
 
     until: float
@@ -53,6 +55,7 @@ class Stage:
     answers: float
     dense: float
     teacher: float = 0.0
+    evidence: float = 0.0
     vision: float = 1.0
 
 
@@ -85,6 +88,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.heads = DenseHeads(model.config.text.hidden_size, 1 + len(vision.taps), vision.spatial_merge_size**2)
         self.lessons, self.teacher = Lessons(model.visual), Teacher()
+        self.evidence = Evidence(model.language_model)
         extra = {"dense": self.heads, "lessons": self.lessons}
         named = [*model.named_parameters(), *((f"{k}.{n}", p) for k, m in extra.items() for n, p in m.named_parameters())]
         self.optimiser = MasterOptimiser(
@@ -210,11 +214,17 @@ class Trainer:
             labels = torch.from_numpy(np.concatenate([e.labels for e in examples]))
             rows = (labels != IGNORE).nonzero().flatten()
             batch = Batch.pack([e.sequence for e in examples], vision).with_output(rows)
+            self.evidence.listening = bool(stage.evidence)
             logits = self.model(batch).float()
             each = F.cross_entropy(logits, labels[rows], reduction="none")
-            answers = each.mean()
+            share = torch.from_numpy(np.concatenate([answer_shares(e.turns) for e in examples]))[rows]
+            answers = (each * share).sum() / share.sum()
             loss = loss + stage.answers * answers
             metrics["loss"] = answers.item()
+            if stage.evidence:
+                amiss = self.evidence.loss(examples)
+                loss = loss + stage.evidence * amiss
+                metrics["evidence"] = amiss.item()
             self._count(examples, rows, logits.detach().argmax(-1) == labels[rows])
         return loss, metrics
 
@@ -245,6 +255,17 @@ class Trainer:
             left = (self.settings.steps - self.step) * means["step_s"]
             print(f"\r{done:6.1%} loss {means.get('loss', means.get('dense', 0)):.3f} "
                   f"{line['items_per_s']} items/s {left / 60:.0f} min left ", end="", file=sys.stderr)  # fmt: skip
+
+
+def answer_shares(turns: np.ndarray) -> np.ndarray:
+    """Weigh labelled rows, (T,) float32, by one over the square root of their answer's length.
+
+    By row alone the forty tokens of a box, most of them punctuation, would drown an answer of one word.
+    """
+    shares = np.zeros(len(turns), np.float32)
+    labelled = turns >= 0
+    shares[labelled] = 1 / np.sqrt(np.bincount(turns[labelled])[turns[labelled]])
+    return shares
 
 
 class _Means:

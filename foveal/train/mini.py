@@ -74,9 +74,9 @@ def stages() -> list[Stage]:
     )  # fmt: skip
     small = replace(world(), max_side=128, max_objects=3, clip_side=(64, 112), clip_frames=(4, 8), clip_objects=(1, 2))
     return [
-        Stage(0.24, Mix(seeing), 48, answers=0.0, dense=1.0, teacher=3.0),
-        Stage(0.42, Mix(small, 0.25), 24, answers=1.0, dense=1.0, teacher=2.0, vision=0.3),
-        Stage(1.00, Mix(world(), 0.3), 24, answers=1.0, dense=0.7, teacher=1.0, vision=0.3),
+        Stage(0.27, Mix(seeing), 48, answers=0.0, dense=1.0, teacher=3.0),
+        Stage(0.49, Mix(small, 0.25), 24, answers=1.0, dense=1.0, teacher=2.0, evidence=0.3, vision=0.3),
+        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=0.5, evidence=0.5, vision=0.3),
     ]
 
 
