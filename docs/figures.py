@@ -439,8 +439,9 @@ def embedded_model() -> Figure:
             if name.startswith(start):
                 items, kinds = zip(*((row["items"], row["kind"]) for row in rows.values()), strict=True)
                 left.plot(items, kinds, "o-", ms=3, color=colour, label=label)
+    left.set_xticks(range(0, 18000, 4000))
     left.set(xlabel="pictures seen", ylim=(0, 1), title="patches of a shape named right")
-    left.legend(fontsize=8, frameon=False, loc="center right")
+    left.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.42))
     log = [json.loads(line) for line in (RESULTS / "2026-11-24-embedded-training.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in log]
     right.plot(steps, [line["cell_kind"] for line in log], color=TEXT, label="patch: kind")
@@ -449,8 +450,8 @@ def embedded_model() -> Figure:
     for i, kind in enumerate(kinds):
         points = [(line["step"], line["accuracy"][kind]) for line in log if "accuracy" in line]
         right.plot(*zip(*points, strict=True), color=plt.get_cmap("tab10")(i), label=kind)
-    right.set(xlabel="step", ylim=(0, 1), title="the run: patches, then whole answers (with the right words given so far)")
-    right.legend(fontsize=7, frameon=False, ncols=2, loc="upper left")
+    right.set(xlabel="step", ylim=(0, 1), title="the run: patches, then whole answers")
+    right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     return figure
 
