@@ -1,6 +1,7 @@
 """Attention over packed rows: `attend` for the decoder with or without a cache, `attend_frames` for the vision encoder.
 
-This is the plain version, by `scaled_dot_product_attention` and one call a sequence; every faster path is tested against it.
+This is the plain version, by `scaled_dot_product_attention`: one call a sequence with a cache, without one a call for all
+sequences of like length. Every faster path is tested against it, and it against a loop over queries.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _attend_together(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     """Attend inside whole sequences, those of like length in one call."""
     if len(lengths) == 1:
         return _attend_one(q, k.transpose(0, 1), v.transpose(0, 1))
-    groups, back = _groups(tuple(lengths))
+    groups, back = _groups(tuple(lengths), q.device)
     out = []
     for rows, real in groups:
         queries, keys, values = (x[rows].transpose(1, 2) for x in (q, k, v))  # (B, heads, L, H)
@@ -84,11 +85,12 @@ def _attend_together(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
 
 
 @functools.lru_cache(maxsize=4)
-def _groups(lengths: tuple[int, ...]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Group sequences of like length, the shortest at least four fifths of the longest.
 
     Return for each group the (B, L) packed rows of its sequences, filled up at their ends, and which of the B * L are real;
     then the place of every packed row among all real ones. Under a causal mask no row that counts sees what was filled up.
+    Kept, on the device, for all layers of a batch.
     """
     starts = np.concatenate([[0], np.cumsum(lengths)])
     order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i])
@@ -102,8 +104,8 @@ def _groups(lengths: tuple[int, ...]) -> tuple[list[tuple[Tensor, Tensor]], Tens
         rows = starts[group][:, None] + np.minimum(steps, sizes - 1)
         real = np.flatnonzero(steps < sizes)
         packed.append(rows.ravel()[real])
-        groups.append((torch.from_numpy(rows), torch.from_numpy(real)))
-    return groups, torch.from_numpy(np.argsort(np.concatenate(packed)))
+        groups.append((torch.from_numpy(rows).to(device), torch.from_numpy(real).to(device)))
+    return groups, torch.from_numpy(np.argsort(np.concatenate(packed))).to(device)
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -30,10 +30,11 @@ def _cache(groups: int, capacity: int = 4, layers: int = 1) -> KVCache:
     return KVCache(layers, groups, 8, dtype=torch.float32, device="cpu", capacity=capacity)
 
 
+@pytest.mark.parametrize("lengths", [[5, 1, 9], [8, 10, 0, 9, 1, 3, 10], [7], [1, 1], [0, 4]])
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (4, 1)])
-def test_packed_sequences_do_not_see_one_another(heads: int, groups: int) -> None:
-    lengths = [5, 1, 9]
-    q, k, v = _qkv(15, heads, groups)
+def test_packed_sequences_do_not_see_one_another(heads: int, groups: int, lengths: list[int]) -> None:
+    """Alone, in groups of like length that are filled up, and empty."""
+    q, k, v = _qkv(sum(lengths), heads, groups)
     expected = torch.cat([_plain(*part) for part in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)])
     torch.testing.assert_close(attend(q, k, v, lengths, None, 0), expected)
 
