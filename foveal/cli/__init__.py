@@ -55,7 +55,8 @@ def _run(words: list[str], debug: bool) -> int:
         message = "error: out of memory; take a smaller model, fewer or smaller pictures, or --dtype bfloat16"
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _abandon_stdout()
+            if error.filename is None:
+                _abandon_stdout()
             failure, code = error, 2
             message = f"error: {error.filename or 'the output'} could not be written: {error.strerror}; free some space"
         else:
