@@ -36,7 +36,7 @@ from foveal.media import Frames
 from foveal.model import Qwen3VL
 from foveal.patches import Budget, patchify
 from foveal.sequence import TextSegment, build
-from tests.parity.reference import pixel_values, reference_weights, transformers
+from tests.parity.reference import image_processor, pixel_values, shared_reference, transformers
 
 RESULTS = Path(__file__).parent / "results"
 PREFILL = 364  # tokens: the figure the peers are measured at
@@ -65,40 +65,17 @@ def photograph(height: int, width: int) -> np.ndarray:
     return np.clip(wave[..., None] * (0.7, 0.9, 1.1) + noise, 0, 255).astype(np.uint8)
 
 
-def shared_reference(model: Qwen3VL) -> Any:
-    """Build transformers' model on the very tensors of ours: no second copy."""
-    hf, config = transformers(), model.config
-    raw = config.to_dict("5")
-    raw["vision_config"].pop("deepstack_decoder_layers", None)
-    raw["attn_implementation"] = "sdpa"
-    with torch.device("meta"):
-        theirs = hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(**raw))
-    theirs.load_state_dict(reference_weights(model), strict=True, assign=True)
-    # Tables that no checkpoint holds are still on the meta device: build their modules anew.
-    for place in (theirs.model.language_model, theirs.model.visual):
-        name = next(n for n, m in place.named_children() if "rotary" in n)
-        old = getattr(place, name)
-        setattr(place, name, type(old)(old.config))
-    assert not any(t.is_meta for t in (*theirs.parameters(), *theirs.buffers()))
-    return theirs.eval()
-
-
 def preprocess(runs: int, vision: Any, sizes: tuple[tuple[int, int], ...]) -> dict[str, dict[str, Any]]:
-    """Decoded pixels to what the encoder takes; also at the checkpoint's own budget, where nothing is shrunk."""
-    transformers()
+    """Time decoded pixels to what the encoder takes, under the released budget, which shrinks neither size."""
     from PIL import Image
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-    area, rows = vision.factor**2, {}
-    processor = Qwen2VLImageProcessor(
-        patch_size=vision.patch_size, temporal_patch_size=2, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3,
-        size={"shortest_edge": 64 * area, "longest_edge": 16384 * area},
-    )  # fmt: skip
+    budget, rows = Budget(image=(64, 16384)), {}
+    processor = image_processor(vision, budget.image)
     for width, height in sizes:
         pixels = photograph(height, width)
         image = Image.fromarray(pixels)
         frames = Frames(pixels[None], np.zeros(1), "image", (height, width), "bench")
-        ours = lambda frames=frames: patchify(frames, vision, Budget(image=(64, 16384)))  # noqa: E731
+        ours = lambda frames=frames: patchify(frames, vision, budget)  # noqa: E731
         theirs = lambda image=image: processor(images=[image], return_tensors="pt")  # noqa: E731
         row = alternate(ours, theirs, runs)
         row["difference"] = (pixel_values(ours(), vision) - theirs()["pixel_values"]).abs().max().item()
@@ -110,8 +87,7 @@ def preprocess(runs: int, vision: Any, sizes: tuple[tuple[int, int], ...]) -> di
 def stages(runs: int, name: str) -> dict[str, dict[str, Any]]:
     model = Qwen3VL(preset(name))
     model.init_weights(0)
-    model.eval()
-    theirs = shared_reference(model)
+    theirs: Any = shared_reference(model.eval())
     rows = {}
 
     patches = patchify(Frames(photograph(480, 640)[None], np.zeros(1), "image", (480, 640), "bench"), model.config.vision,
@@ -119,7 +95,7 @@ def stages(runs: int, name: str) -> dict[str, dict[str, Any]]:
     values, grid = pixel_values(patches, model.config.vision), torch.tensor([[1, *patches.grids[0]]])
     row = alternate(lambda: model.encode([patches]), lambda: theirs.model.visual(values, grid_thw=grid), runs)
     a, b = model.encode([patches]).embeddings, theirs.model.visual(values, grid_thw=grid).pooler_output
-    rows["vision encode 640x480"] = row | {"difference": _relative(a, torch.cat(list(b)) if isinstance(b, tuple | list) else b)}
+    rows["vision encode 640x480"] = row | {"difference": _relative(a, b)}
 
     ids = np.random.default_rng(0).integers(0, min(100000, model.config.image_token_id), PREFILL)
     sequence = build([TextSegment(tuple(ids.tolist()))], [], kinds=[], merge=2,

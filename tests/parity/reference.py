@@ -48,13 +48,7 @@ def transformers() -> ModuleType:
 
 def new_reference(model: Qwen3VL, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Build transformers' model of the same configuration and copy our weights into it, by name."""
-    hf, config = transformers(), model.config
-    raw = config.to_dict("5")
-    # foveal's own key, and the only thing the reference cannot be told: it always adds tap j after layer j.
-    raw["vision_config"].pop("deepstack_decoder_layers", None)
-    moe = config.text.moe is not None
-    kind = hf.Qwen3VLMoeConfig if moe else hf.Qwen3VLConfig
-    theirs = (hf.Qwen3VLMoeForConditionalGeneration if moe else hf.Qwen3VLForConditionalGeneration)(kind(**raw))
+    theirs = _empty_reference(model)
     theirs.load_state_dict(reference_weights(model), strict=True)
     tables = {name: buffer.clone() for name, buffer in theirs.named_buffers() if name.endswith("inv_freq")}
     theirs.to(dtype)
@@ -62,6 +56,46 @@ def new_reference(model: Qwen3VL, dtype: torch.dtype = torch.float32) -> nn.Modu
         # A cast rounds the rotary frequencies too; loading a checkpoint in half precision, as people do, does not.
         theirs.get_buffer(name).data = table
     return theirs.eval()
+
+
+def shared_reference(model: Qwen3VL) -> nn.Module:
+    """Build transformers' model on the very tensors of a dense model of ours: no second copy of the weights."""
+    with torch.device("meta"):
+        theirs = _empty_reference(model)
+    theirs.load_state_dict(reference_weights(model), strict=True, assign=True)
+    # Tables that no checkpoint holds are still on the meta device: build their modules anew.
+    for place in (theirs.model.language_model, theirs.model.visual):
+        name, old = next((name, module) for name, module in place.named_children() if "rotary" in name)
+        setattr(place, name, type(old)(old.config))
+    assert not any(t.is_meta for t in (*theirs.parameters(), *theirs.buffers()))
+    return theirs.eval()
+
+
+def _empty_reference(model: Qwen3VL) -> Any:
+    hf, config = transformers(), model.config
+    raw = config.to_dict("5")
+    # foveal's own key, and the only thing the reference cannot be told: it always adds tap j after layer j.
+    raw["vision_config"].pop("deepstack_decoder_layers", None)
+    moe = config.text.moe is not None
+    kind = hf.Qwen3VLMoeConfig if moe else hf.Qwen3VLConfig
+    return (hf.Qwen3VLMoeForConditionalGeneration if moe else hf.Qwen3VLForConditionalGeneration)(kind(**raw))
+
+
+def image_processor(vision: VisionConfig, tokens: tuple[int, int]) -> Any:
+    """Build the released image processor for a patch geometry and a budget of vision tokens."""
+    transformers()
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    low, high = (n * vision.factor**2 for n in tokens)
+    return Qwen2VLImageProcessor(**processor_options(vision, low, high))
+
+
+def processor_options(vision: VisionConfig, shortest: int, longest: int) -> dict[str, Any]:
+    """Say a patch geometry and a size in pixels as the released processors want them."""
+    return {
+        "patch_size": vision.patch_size, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3, "size": {"shortest_edge": shortest, "longest_edge": longest},
+    }  # fmt: skip
 
 
 def reference_weights(model: Qwen3VL) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ Both sides normalise in float32: theirs to `pixel_values`, ours only here, from 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from foveal.config import VisionConfig, preset
 from foveal.media import Frames
 from foveal.patches import Budget, patchify
-from tests.parity.reference import pixel_values, transformers
+from tests.parity.reference import image_processor, pixel_values, processor_options, transformers
 
 RELEASED = preset("2B").vision
 PATCH_14 = replace(RELEASED, patch_size=14)
@@ -32,13 +31,6 @@ def _frames(rng: np.random.Generator, n: int, height: int, width: int, kind: str
     return Frames(pixels, np.arange(n) / 2.0, kind, (height, width), "test")  # type: ignore[arg-type]
 
 
-def _processor_options(vision: VisionConfig, shortest: int, longest: int) -> dict[str, Any]:
-    return {
-        "patch_size": vision.patch_size, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3, "size": {"shortest_edge": shortest, "longest_edge": longest},
-    }  # fmt: skip
-
-
 def _image_size(rng: np.random.Generator) -> tuple[int, int]:
     """Draw a size: mostly small, some long and thin up to the allowed ratio of 200, some below one patch."""
     kind = rng.integers(0, 10)
@@ -54,10 +46,7 @@ def _image_size(rng: np.random.Generator) -> tuple[int, int]:
 
 def _same_picture(frames: Frames, vision: VisionConfig, low: int, high: int) -> tuple[int, int]:
     """Compare one picture under a budget of low..high tokens; return its grid."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-
-    area = vision.factor**2
-    processor = Qwen2VLImageProcessor(**_processor_options(vision, low * area, high * area))
+    processor = image_processor(vision, (low, high))
     theirs = processor(images=[frames.pixels[0]], return_tensors="pt", input_data_format="channels_last")
     ours = patchify(frames, vision, Budget(image=(low, high)))
     assert theirs["image_grid_thw"].tolist() == [[1, *ours.grids[0]]], frames.source_size
@@ -92,7 +81,7 @@ def _same_clip(frames: Frames, vision: VisionConfig, low: int, high: int) -> tup
 
     volume = 2 * vision.factor**2
     processor = Qwen3VLVideoProcessor(
-        **_processor_options(vision, low * volume, high * volume), do_sample_frames=False, cap_pixels_per_frame=False
+        **processor_options(vision, low * volume, high * volume), do_sample_frames=False, cap_pixels_per_frame=False
     )
     theirs = processor(videos=[frames.pixels], return_tensors="pt", input_data_format="channels_last")
     ours = patchify(frames, vision, Budget(clip=(low, high)))
