@@ -36,7 +36,7 @@ def main() -> None:
     from foveal.train import mini
     from foveal.train.data import ExampleMaker
     from foveal.train.initial import look_nearby
-    from foveal.train.loop import Trainer
+    from foveal.train.loop import Settings, Trainer
 
     torch.set_num_threads(args.threads)
     file = mini.folder_tokenizer(args.folder)
@@ -44,9 +44,10 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(file)
     maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), mini.BUDGET)
     model = Qwen3VL(config)
-    model.init_weights(mini.settings(1).seed)
-    look_nearby(model.visual, mini.settings(1).seed)
-    trainer = Trainer(model, maker, mini.settings(args.steps), mini.stages(), args.folder)
+    settings = Settings(steps=args.steps)
+    model.init_weights(settings.seed)
+    look_nearby(model.visual, settings.seed)
+    trainer = Trainer(model, maker, settings, mini.stages(), args.folder)
     dtype = fastest_dtype() if args.dtype == "auto" else getattr(torch, args.dtype)
     model.to(dtype)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -16,19 +16,19 @@ from foveal.errors import CheckpointError
 FILE = "training.safetensors"
 
 
-def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], file: str = FILE) -> None:
     """Write a checkpoint; a kill in the middle leaves the previous one whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{FILE}.part"
+    part = folder / f"{file}.part"
     save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"state": json.dumps(state)})
     with part.open("rb") as f:
         os.fsync(f.fileno())
-    part.replace(folder / FILE)
+    part.replace(folder / file)
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(folder: Path, file: str = FILE) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save` wrote. Raise CheckpointError if there is none."""
-    path = folder / FILE
+    path = folder / file
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; there is nothing to resume from")
     with safe_open(path, "pt") as f:

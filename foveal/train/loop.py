@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ class Trainer:
         vision = model.config.vision
         torch.manual_seed(settings.seed)
         self.heads = DenseHeads(model.config.text.hidden_size, 1 + len(vision.taps), vision.spatial_merge_size**2)
-        self.lessons, self.teacher = Lessons(model.visual), Teacher()
-        self.evidence = Evidence(model.language_model)
+        self.lessons, self.evidence = Lessons(model.visual), Evidence(model.language_model)
+        self.teacher: Teacher | None = None
         extra = {"dense": self.heads, "lessons": self.lessons}
         named = [*model.named_parameters(), *((f"{k}.{n}", p) for k, m in extra.items() for n, p in m.named_parameters())]
         self.optimiser = MasterOptimiser(
@@ -119,19 +120,22 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         stage, sums = self.stage(), _Means()
-        if stage.teacher:
-            self._find_teacher(stage)
-        feed = self._feed(stage)
-        batches = iter(feed)
+        feed: Feed | None = None
         try:
             while self.step < self.settings.steps and not self._stopping:
                 due = self.step % self.settings.reweigh_every == 0 and self.step > self.weighed_at
-                if due or self.stage() is not stage:
+                if feed is None or due or self.stage() is not stage:
                     if due:
                         self.weights, self.weighed_at = self._weigh(), self.step
                     stage = self.stage()
-                    feed.close()
-                    feed = self._feed(stage)
+                    if feed is not None:
+                        feed.close()
+                        feed = None
+                    if stage.teacher and self.teacher is None:
+                        self.teacher = self._find_teacher(stage)
+                        if self.teacher is None:
+                            break
+                    feed = Feed(self.maker, stage.batch_size, self.next_seed, stage.mix, dict(self.weights))
                     batches = iter(feed)
                 started = time.perf_counter()
                 examples = next(batches)
@@ -147,10 +151,11 @@ class Trainer:
                     self.save()
             self.save()
         finally:
-            feed.close()
+            if feed is not None:
+                feed.close()
 
     def stop(self) -> None:
-        """End `run` after the step it is in; safe to call from a signal handler."""
+        """End `run` after the step it is in, the teacher's too; safe to call from a signal handler."""
         self._stopping = True
 
     def save(self) -> None:
@@ -162,20 +167,13 @@ class Trainer:
         }  # fmt: skip
         checkpoint.save(self.folder, self.optimiser.tensors(), state)
 
-    def _feed(self, stage: Stage) -> Feed:
-        return Feed(self.maker, stage.batch_size, self.next_seed, stage.mix, dict(self.weights))
-
-    def _find_teacher(self, stage: Stage) -> None:
-        """Read the teacher, or train it first, on pictures whose seeds lie beyond those of the run."""
-        feed = Feed(self.maker, stage.batch_size, 10**8, stage.mix, dict(self.weights))
+    def _find_teacher(self, stage: Stage) -> Teacher | None:
+        """Read the teacher, or train it first, on pictures whose seeds lie beyond the run's. None when asked to stop."""
+        feed = Feed(self.maker, stage.batch_size, 10**8, replace(stage.mix, clip_share=0.0), dict(self.weights))
+        batches = itertools.takewhile(lambda _: not self._stopping, feed)
+        patch, steps, seed = self.model.config.vision.patch_size, self.settings.teacher_steps, self.settings.seed
         try:
-            self.teacher = trained_teacher(
-                self.folder,
-                iter(feed),
-                self.model.config.vision.patch_size,
-                self.settings.teacher_steps,
-                dtype=self.model.dtype,
-            )
+            return trained_teacher(self.folder, batches, patch, steps, dtype=self.model.dtype, seed=seed)
         finally:
             feed.close()
 
@@ -197,11 +195,11 @@ class Trainer:
         return metrics
 
     def _losses(self, examples: list[Example], stage: Stage) -> tuple[Tensor, dict[str, float]]:
-        self.lessons.listening = bool(stage.teacher)
+        self.lessons.listener.on = self.teacher is not None and bool(stage.teacher)
         vision = self.model.encode(PatchBatch.pack([e.patches for e in examples], self.model.config.vision))
         loss = torch.zeros(())
         metrics: dict[str, float] = {}
-        if stage.teacher:
+        if self.teacher is not None and stage.teacher:
             lessons = self.lessons(self.teacher, examples, self.model.config.vision.patch_size)
             loss = loss + stage.teacher * lessons
             metrics["lessons"] = lessons.item()
@@ -214,7 +212,7 @@ class Trainer:
             labels = torch.from_numpy(np.concatenate([e.labels for e in examples]))
             rows = (labels != IGNORE).nonzero().flatten()
             batch = Batch.pack([e.sequence for e in examples], vision).with_output(rows)
-            self.evidence.listening = bool(stage.evidence)
+            self.evidence.listener.on = bool(stage.evidence)
             logits = self.model(batch).float()
             each = F.cross_entropy(logits, labels[rows], reduction="none")
             share = torch.from_numpy(np.concatenate([answer_shares(e.turns) for e in examples]))[rows]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's three, and Muon's
+
 
 def schedule(step: int, steps: int, warmup: int, rest: float = 0.4, floor: float = 0.02) -> float:
     """Scale of the learning rate at `step` of `steps`: up to 1 over `warmup`, 1, and over the last `rest` down to `floor`.
@@ -98,10 +100,9 @@ class MasterOptimiser:
         for name, master in self.masters.items():
             master.copy_(tensors[f"master.{name}"])
             self.named[name].copy_(master)
+        names = {id(master): name for name, master in self.masters.items()}
         for optimiser, _ in self.optimisers:
-            keys = ("momentum_buffer",) if isinstance(optimiser, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
-            held = {id(p) for group in optimiser.param_groups for p in group["params"]}
-            for name, master in self.masters.items():
-                moments = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}
-                if moments and id(master) in held:
-                    optimiser.state[master] = moments
+            for group in optimiser.param_groups:
+                for master in group["params"]:
+                    moments = {key: f"{key}.{names[id(master)]}" for key in MOMENTS}
+                    optimiser.state[master] = {key: tensors[place] for key, place in moments.items() if place in tensors}

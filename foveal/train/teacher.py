@@ -1,29 +1,30 @@
 """A small convolutional network that sees for the vision encoder while that one cannot yet.
 
 A transformer must learn every shape anew for each place within a patch; a convolution need not, and names shapes after
-minutes that the encoder, left to labels alone, had not told apart after an hour. So the network learns first, from the
+minutes that the encoder, left to labels alone, had not told apart after half an hour. So the network learns first, from the
 same labels, and the encoder's blocks then learn to say what its layers say (a teacher without patches, as in DeiT; hints in
 the middle, as in FitNets). It is used in training only.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foveal.model.vision import VisionModel
+from foveal.train import checkpoint
 from foveal.train.data import Example
 from foveal.train.dense import CLASSES, class_weights
+from foveal.train.listen import Listener
 
-FILE = "teacher.safetensors"
+FILE, LOG, LOG_EVERY = "teacher.safetensors", "teacher.jsonl", 20
 LOW, HIGH = 128, 256  # channels at half a patch, and at a patch
 
 
@@ -73,41 +74,57 @@ def by_patch(features: Tensor, examples: Sequence[Example], per_side: int) -> Te
 
 
 def trained_teacher(
-    folder: Path, batches: Iterable[list[Example]], patch: int, steps: int, *, dtype: torch.dtype, lr: float = 2e-3
-) -> Teacher:  # fmt: skip
-    """Return the teacher a run keeps in its folder, trained first, with products in `dtype`, if it is not there."""
-    teacher = Teacher()
+    folder: Path, batches: Iterable[list[Example]], patch: int, steps: int, *, dtype: torch.dtype, seed: int, lr: float = 2e-3
+) -> Teacher | None:  # fmt: skip
+    """Return the teacher a run keeps in its folder, trained first, with products in `dtype`, if it is not there.
+
+    teacher.jsonl beside it logs the training. None where the batches end before the steps do: then nothing is kept.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        teacher = Teacher()
     if (folder / FILE).is_file():
-        teacher.load_state_dict(load_file(folder / FILE))
+        teacher.load_state_dict(checkpoint.load(folder, FILE)[0])
         return teacher.eval().requires_grad_(False)
+    folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(teacher.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)
-    weights = class_weights()
+    weights, step = class_weights(), 0
     for step, examples in zip(range(1, steps + 1), batches, strict=False):
-        seen = pictures(examples, patch).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            low, high = teacher(seen)
-            thing, char = teacher.thing(high).float(), teacher.char(low).float()
-        things = by_patch(thing, examples, 1)[:, 0].split(CLASSES[:2], dim=-1)
-        chars = by_patch(char, examples, 2).flatten(0, 1)
-        classes = torch.from_numpy(np.concatenate([e.cells.classes for e in examples])).flatten(0, 1)
-        wanted = torch.from_numpy(np.concatenate([e.cells.chars for e in examples])).flatten()
-        loss = F.cross_entropy(chars, wanted, weight=weights[2])
-        for scores, truth, weight in zip(things, classes.unbind(-1), weights, strict=False):
-            loss = loss + F.cross_entropy(scores, truth, weight=weight)
+        loss, metrics = _label_loss(teacher, examples, patch, dtype, weights)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        shown = classes[:, 0] > 0
-        hit = (things[0].argmax(-1) == classes[:, 0])[shown].float().mean().item()
-        read = (chars.argmax(-1) == wanted)[wanted > 0].float()
-        if step % 20 == 0:
-            print(f"teacher {step}/{steps}: loss {loss.item():.3f}, kind right in {hit:.1%} of patches, "
-                  f"character in {read.mean().item() if len(read) else 0:.1%}", file=sys.stderr, flush=True)  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}, folder / FILE)
+        if step % LOG_EVERY == 0:
+            with (folder / LOG).open("a") as f:
+                f.write(json.dumps({"step": step, "loss": round(loss.item(), 4)} | metrics) + "\n")
+            if sys.stderr.isatty():
+                print(f"\rteacher {step / steps:6.1%} loss {loss.item():.3f} ", end="", file=sys.stderr)
+    if step < steps:
+        return None
+    checkpoint.save(folder, teacher.state_dict(), {"steps": steps, "seed": seed}, FILE)
     return teacher.eval().requires_grad_(False)
+
+
+def _label_loss(
+    teacher: Teacher, examples: Sequence[Example], patch: int, dtype: torch.dtype, weights: Sequence[Tensor]
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss on kinds, colours and characters, and the shares of those shown that are named right."""
+    seen = pictures(examples, patch).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        low, high = teacher(seen)
+        thing, char = teacher.thing(high).float(), teacher.char(low).float()
+    kind, colour = by_patch(thing, examples, 1)[:, 0].split(CLASSES[:2], dim=-1)
+    classes = torch.from_numpy(np.concatenate([e.cells.classes for e in examples])).flatten(0, 1)
+    chars = torch.from_numpy(np.concatenate([e.cells.chars for e in examples])).flatten()
+    scores = {"kind": kind, "colour": colour, "char": by_patch(char, examples, 2).flatten(0, 1)}
+    loss, right = torch.zeros(()), {}
+    for (name, said), truth, weight in zip(scores.items(), (*classes.unbind(-1), chars), weights, strict=True):
+        loss = loss + F.cross_entropy(said, truth, weight=weight)
+        if bool((shown := truth > 0).any()):
+            right[name] = round((said.detach().argmax(-1) == truth)[shown].float().mean().item(), 4)
+    return loss, right
 
 
 class Lessons(nn.Module):
@@ -120,20 +137,14 @@ class Lessons(nn.Module):
         self.high = nn.ModuleList(nn.Linear(width, HIGH) for _ in range(2))
         # An early block says what is at hand, a middle one and the last what it belongs to.
         self.blocks = (depth // 8, depth // 2, depth - 1)
-        self.listening = False  # what a block said is kept, with its graph, only while somebody asks for it
-        self._said: dict[int, Tensor] = {}
-        for i in set(self.blocks):
-            vision.blocks[i].register_forward_hook(partial(self._hear, i))
-
-    def _hear(self, block: int, _module: nn.Module, _inputs: object, said: Tensor) -> None:
-        if self.listening:
-            self._said[block] = said
+        self.listener = Listener({i: vision.blocks[i] for i in self.blocks})
 
     def forward(self, teacher: Teacher, examples: Sequence[Example], patch: int) -> Tensor:
         """Return the mean squared error over the teacher's variance, summed over blocks, for what was just encoded.
 
         Only the still pictures count, which come first among the examples: the teacher knows no clips.
         """
+        heard = self.listener.take()
         stills = [e for e in examples if e.patches.kind == "image"]
         loss, rows = torch.zeros(()), sum(len(e.patches.pixels) for e in stills)
         if not rows:
@@ -142,8 +153,7 @@ class Lessons(nn.Module):
             low, high = teacher(pictures(stills, patch))
             targets = by_patch(low, stills, 2).flatten(1), by_patch(high, stills, 1)[:, 0]
         for i, head, target in zip(self.blocks, (self.low, *self.high), (targets[0], targets[1], targets[1]), strict=True):
-            said = self._said[i][:rows].float()
+            said = heard[i][1][:rows].float()
             out = head(F.layer_norm(said, said.shape[-1:]))
             loss = loss + F.mse_loss(out, target) / target.var()
-        self._said.clear()
         return loss

@@ -12,7 +12,7 @@ from foveal.batch import Batch
 from foveal.config import ModelConfig
 from foveal.model import Qwen3VL
 from foveal.train.data import POINTING, ExampleMaker
-from foveal.train.evidence import Evidence
+from foveal.train.evidence import Evidence, log_attention
 from foveal.train.loop import answer_shares
 from foveal.world import Difficulty, clip_item, picture_item
 
@@ -46,11 +46,12 @@ def test_attention_is_what_the_model_computes(tiny: Tiny) -> None:
     attention = model.language_model.layers[evidence.answer].get_submodule("self_attn")
     outputs: list[torch.Tensor] = []
     attention.register_forward_hook(lambda _m, _x, out: outputs.append(out))
-    evidence.listening = True
+    evidence.listener.on = True
     hidden_in: list[torch.Tensor] = []
     attention.register_forward_pre_hook(lambda _m, inputs: hidden_in.append(inputs[0]))
     model(Batch.pack([example.sequence], model.encode([example.patches])))
-    shares = evidence._log_attention(evidence.answer, slice(0, len(example.labels))).exp()
+    module, (x, tables, *_) = evidence.attention[evidence.answer], evidence.listener.take()[evidence.answer][0]
+    shares = log_attention(module, x, tables, slice(0, len(example.labels))).exp()
     assert torch.allclose(shares.sum(-1), torch.ones(()))
     values = attention.v_proj(hidden_in[0]).view(len(example.labels), -1, config.text.head_dim)
     values = values.repeat_interleave(shares.shape[0] // values.shape[1], dim=1)
@@ -64,7 +65,7 @@ def test_it_is_learned(tiny: Tiny) -> None:
     model.init_weights(0)
     evidence = Evidence(model.language_model)
     examples = [maker(picture_item(seed, Difficulty(size=(96, 128)))) for seed in range(4)]
-    evidence.listening = True
+    evidence.listener.on = True
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for _ in range(30):

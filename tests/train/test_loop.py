@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from foveal.config import ModelConfig
 from foveal.errors import CheckpointError
 from foveal.generate import Pipeline
 from foveal.model import Qwen3VL
-from foveal.train import checkpoint
+from foveal.train import checkpoint, teacher
 from foveal.train.data import ExampleMaker, Mix
 from foveal.train.loop import Settings, Stage, Trainer
 from foveal.train.optimiser import schedule
@@ -21,13 +24,12 @@ from foveal.world import EASY
 Tiny = tuple[ModelConfig, ExampleMaker]
 
 
-def _trainer(tiny: Tiny, folder: Path, steps: int = 6, **changes: object) -> Trainer:
+def _trainer(tiny: Tiny, folder: Path, steps: int = 6, **changes: Any) -> Trainer:
     config, maker = tiny
     model = Qwen3VL(config)
     model.init_weights(3)
-    settings = Settings(
-        steps=steps, warmup=2, log_every=2, save_every=100, reweigh_every=2, teacher_steps=2, **changes  # type: ignore[arg-type]
-    )  # fmt: skip
+    fast: dict[str, Any] = {"warmup": 2, "log_every": 2, "save_every": 100, "reweigh_every": 2, "teacher_steps": 2}
+    settings = Settings(steps=steps, **(fast | changes))
     stages = [
         Stage(0.5, Mix(EASY), 2, answers=0.0, dense=1.0, teacher=1.0),
         Stage(1.0, Mix(EASY, 0.5), 2, answers=1.0, dense=0.5),
@@ -54,6 +56,25 @@ def test_resume_is_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
     for name, weight in whole.optimiser.masters.items():
         assert torch.equal(weight, part.optimiser.masters[name]), name
     assert part.accuracy == whole.accuracy
+
+
+def test_a_stop_is_heard_while_the_teacher_learns(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, tmp_path, teacher_steps=100_000)
+    timer = threading.Timer(1.0, trainer.stop)
+    timer.start()
+    trainer.run()
+    assert trainer.step == 0 and not (tmp_path / teacher.FILE).exists()
+    finished = _trainer(tiny, tmp_path)
+    finished.run()
+    assert finished.step == 6 and (tmp_path / teacher.FILE).exists()
+
+
+def test_a_teacher_that_is_needed_later_is_trained_then(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, tmp_path, steps=2)
+    first, second = trainer.stages
+    trainer.stages = [replace(first, teacher=0.0), replace(second, teacher=1.0)]
+    trainer.run()
+    assert trainer.teacher is not None and (tmp_path / teacher.FILE).exists()
 
 
 def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from foveal.config import ModelConfig
 from foveal.model import Qwen3VL
 from foveal.train.data import Example, ExampleMaker
 from foveal.train.initial import ACROSS, BESIDE, look_nearby
-from foveal.train.teacher import FILE, Lessons, Teacher, by_patch, pictures, trained_teacher
+from foveal.train.teacher import FILE, LOG, Lessons, Teacher, by_patch, pictures, trained_teacher
 from foveal.world import Difficulty, picture_item
 
 Tiny = tuple[ModelConfig, ExampleMaker]
@@ -49,22 +50,32 @@ def test_by_patch_reads_where_the_patch_lies(tiny: Tiny, per_side: int) -> None:
 def test_a_teacher_is_trained_once_and_kept(tiny: Tiny, tmp_path: Path) -> None:
     _, maker = tiny
     batches = [_examples(maker, 4, first) for first in range(0, 12, 4)]
-    torch.manual_seed(0)
-    first = trained_teacher(tmp_path, iter(batches), 16, 3, dtype=torch.float32)
+    first = trained_teacher(tmp_path, iter(batches), 16, 3, dtype=torch.float32, seed=0)
     assert (tmp_path / FILE).is_file()
-    again = trained_teacher(tmp_path, iter([]), 16, 3, dtype=torch.float32)
+    again = trained_teacher(tmp_path, iter([]), 16, 3, dtype=torch.float32, seed=1)
+    assert first is not None and again is not None
     for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert not any(p.requires_grad for p in again.parameters()) and not again.training
 
 
-def test_a_teacher_learns(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_a_teacher_is_none(tiny: Tiny, tmp_path: Path) -> None:
+    _, maker = tiny
+    assert trained_teacher(tmp_path, iter([_examples(maker, 2)]), 16, 3, dtype=torch.float32, seed=0) is None
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_teacher_learns_and_is_decided_by_its_seed(tiny: Tiny, tmp_path: Path) -> None:
     _, maker = tiny
     batch = _examples(maker, 6)
-    torch.manual_seed(0)
-    trained_teacher(tmp_path, iter([batch] * 40), 16, 40, dtype=torch.float32)
-    losses = [float(line.split("loss ")[1].split(",")[0]) for line in capsys.readouterr().err.splitlines()]
-    assert len(losses) == 2 and losses[1] < 0.6 * losses[0]
+    one, two = (
+        trained_teacher(tmp_path / name, iter([batch] * 40), 16, 40, dtype=torch.float32, seed=0) for name in ("one", "two")
+    )
+    assert one is not None and two is not None
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    lines = [json.loads(line) for line in (tmp_path / "one" / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40]
+    assert lines[1]["loss"] < 0.6 * lines[0]["loss"]
 
 
 def test_lessons_reach_the_blocks(tiny: Tiny) -> None:
@@ -72,7 +83,7 @@ def test_lessons_reach_the_blocks(tiny: Tiny) -> None:
     model = Qwen3VL(config)
     model.init_weights(0)
     lessons, examples = Lessons(model.visual), _examples(maker, 2)
-    lessons.listening = True
+    lessons.listener.on = True
     model.encode(PatchBatch.pack([e.patches for e in examples], config.vision))
     lessons(Teacher().eval(), examples, 16).backward()
     for name, p in model.visual.blocks.named_parameters():
