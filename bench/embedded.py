@@ -3,8 +3,8 @@
 usage: python bench/embedded.py [--model DIR] [--items 500] [--difficulty world|wide] [--kinds colour,shape,...] [--jobs 2]
 
 "world" is what the model is trained for (foveal.train.mini.world), "wide" what the generator can make: larger pictures,
-smaller and longer text, longer clips.
-Prints a table and, last, one JSON line; writes bench/results/DATE-embedded.json and a picture of the weakest kind's errors.
+smaller text, longer clips. Prints a table and, last, one JSON line; --keep writes bench/results/DATE-embedded-DIFFICULTY.json
+and a picture of the weakest kind's errors.
 """
 
 from __future__ import annotations
