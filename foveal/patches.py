@@ -179,9 +179,17 @@ def resize(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[
         return pixels
     import torch  # lazily: everything else on the host side works without it
 
+    return torch.from_numpy(_planes(pixels, size)).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _planes(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Resize as `resize` does, into (N, C, h, w) of whatever strides come for free: the kernel writes planes or rows."""
+    if pixels.shape[1:3] == size:
+        return pixels.transpose(0, 3, 1, 2)
+    import torch
+
     frames = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    out = torch.nn.functional.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True)
-    return out.permute(0, 2, 3, 1).contiguous().numpy()
+    return torch.nn.functional.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True).numpy()
 
 
 def patchify(frames: Frames, vision: VisionConfig, budget: Budget) -> Patches:
@@ -194,18 +202,18 @@ def patchify(frames: Frames, vision: VisionConfig, budget: Budget) -> Patches:
     size = (height, width)
     if size == frames.source_size or size[0] % vision.factor or size[1] % vision.factor:
         size = target_size(n, height, width, frames.kind, vision, budget)
-    pixels = resize(pixels, size)
+    planes = _planes(pixels, size)
     per = 1 if frames.kind == "image" else vision.temporal_patch_size
     times = [float(t) for t in frames.times_s]
     if n % per:
         repeat = per - n % per
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], repeat, axis=0)])
+        planes = np.concatenate([planes, np.repeat(planes[-1:], repeat, axis=0)])
         times += [times[-1]] * repeat
-    t, p, m = len(pixels) // per, vision.patch_size, vision.spatial_merge_size
+    t, p, m = len(planes) // per, vision.patch_size, vision.spatial_merge_size
     h, w = size[0] // p, size[1] // p
-    # (t, F, h/m, m, p, w/m, m, p, C) -> (t, h/m, w/m, m, m, C, F, p, p): facts 3g, with F = 1 for a picture.
-    blocks = pixels.reshape(t, per, h // m, m, p, w // m, m, p, channels)
-    rows = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, channels * per * p * p)
+    # (t, F, C, h/m, m, p, w/m, m, p) -> (t, h/m, w/m, m, m, C, F, p, p): facts 3g, with F = 1 for a picture.
+    blocks = planes.reshape(t, per, channels, h // m, m, p, w // m, m, p)
+    rows = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, channels * per * p * p)
     return Patches(
         pixels=np.ascontiguousarray(rows),
         coords=merge_block_coords(t, h, w, m),
