@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m foveal.train", description=__doc__)
     parser.add_argument("folder", type=Path, help="where checkpoints, metrics and the tokenizer are kept")
     parser.add_argument("--steps", type=int, default=2700, help="optimiser steps of the whole run")
+    parser.add_argument("--start", type=Path, help="a checkpoint to go on from, which can see already; default: random weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: whichever is faster here"
@@ -31,6 +32,7 @@ def main() -> None:
     import torch
 
     from foveal.model import Qwen3VL
+    from foveal.model.load import load_model
     from foveal.prompt import ChatTemplate
     from foveal.tokenizer import Tokenizer
     from foveal.train import mini
@@ -39,15 +41,19 @@ def main() -> None:
     from foveal.train.loop import Settings, Trainer
 
     torch.set_num_threads(args.threads)
-    file = mini.folder_tokenizer(args.folder)
+    file = mini.folder_tokenizer(args.folder, args.start)
     config = mini.config(tokenizers.Tokenizer.from_file(str(file)))
     tokenizer = Tokenizer.from_file(file)
     maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), mini.BUDGET)
     model = Qwen3VL(config)
     settings = Settings(steps=args.steps)
-    model.init_weights(settings.seed)
-    look_nearby(model.visual, settings.seed)
-    trainer = Trainer(model, maker, settings, mini.stages(), args.folder)
+    if args.start:
+        model.load_state_dict(load_model(args.start, dtype=torch.float32).state_dict())
+    else:
+        model.init_weights(settings.seed)
+        look_nearby(model.visual, settings.seed)
+    stages = mini.further_stages() if args.start else mini.stages()
+    trainer = Trainer(model, maker, settings, stages, args.folder)
     dtype = fastest_dtype() if args.dtype == "auto" else getattr(torch, args.dtype)
     model.to(dtype)
     for number in (signal.SIGINT, signal.SIGTERM):

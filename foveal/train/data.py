@@ -18,14 +18,13 @@ from foveal.patches import Budget, Patches, patchify
 from foveal.prompt import ChatTemplate
 from foveal.sequence import Sequence, build
 from foveal.tokenizer import Tokenizer
+from foveal.train.looks import Look, looks
 from foveal.world import CLIP_KINDS, PICTURE_KINDS, QUESTION_KINDS, Difficulty, Item, cell_labels, clip_item, picture_item
 from foveal.world.scene import sample_size
 
 IGNORE = -100
 NO_BOX = -1.0
 QUARTERS = 4  # characters are named at half a patch
-# Kinds of questions that name the things they are about.
-POINTING = frozenset({"colour", "shape", "icon", "box", "relation", "read_number", "read_word"})
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,14 @@ class CellTargets:
 
     classes: (V, merge*merge, 2) int64, kind and colour of every patch of a token;
     chars: (V, merge*merge, QUARTERS) int64, the character in every quarter of a patch (digits are narrower than a patch);
-    boxes: (V, 4) float32, x1 y1 x2 y2 in 0..1 of the thing that covers most of the token, NO_BOX where there is none.
+    boxes: (V, 4) float32, x1 y1 x2 y2 in 0..1 of the thing that covers most of the token, NO_BOX where there is none;
+    centres: (V,) float32, 1 where the middle of a thing lies in the token.
     """
 
     classes: np.ndarray
     chars: np.ndarray
     boxes: np.ndarray
+    centres: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class Example:
     """One conversation about one picture or clip.
 
     labels: (T,) the id each row must predict, IGNORE elsewhere; turns: (T,) the number of the question a labelled row
-    answers, -1 elsewhere; kinds: the kind of every question, an index into QUESTION_KINDS; evidence: of questions about
-    pictures, (turn, the vision tokens that show one of the things it is about).
+    answers, -1 elsewhere; kinds: the kind of every question, an index into QUESTION_KINDS; looks: where rows should look.
     """
 
     sequence: Sequence
@@ -57,7 +57,7 @@ class Example:
     kinds: tuple[int, ...]
     patches: Patches
     cells: CellTargets
-    evidence: tuple[tuple[int, np.ndarray], ...] = ()
+    looks: tuple[Look, ...] = ()
 
 
 class ExampleMaker:
@@ -86,8 +86,9 @@ class ExampleMaker:
         )  # fmt: skip
         labels, turns = self.label(sequence.token_ids)
         kinds = tuple(QUESTION_KINDS.index(q.kind) for q in item.questions)
-        cells, evidence = _cell_targets(item, patches, self.config), tuple(_evidence(item, patches))
-        return Example(sequence, labels, turns, kinds, patches, cells, evidence)
+        cells = _cell_targets(item, patches, self.config)
+        where = looks(item, patches, sequence, turns, self.tokenizer)
+        return Example(sequence, labels, turns, kinds, patches, cells, where)
 
     def label(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label what the assistant says and its end mark, found by the chat markers, which no text can imitate."""
@@ -113,6 +114,7 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
     classes = np.zeros((len(patches.pixels), 2), np.int64)
     chars = np.zeros((len(patches.pixels), QUARTERS), np.int64)
     boxes = np.full((len(patches.pixels) // block, 4), NO_BOX, np.float32)
+    centres = np.zeros(len(boxes), np.float32)
     tokens = patches.coords[::block]
     for t, (rows, columns) in enumerate(patches.grids):
         size = rows * vision.patch_size, columns * vision.patch_size
@@ -125,47 +127,38 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
         fine = cell_labels(item, size, cell=vision.patch_size // 2, frame=frame).char
         chars[mine] = fine.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(rows, columns, QUARTERS)[at]
         here = tokens[:, 0] == t
-        boxes[here] = _token_boxes(item.object_map[frame], tokens[here, 1:] // vision.spatial_merge_size, size, vision.factor)
-    return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes)
+        at = tokens[here, 1:] // vision.spatial_merge_size
+        ends = _boxes(item.object_map[frame])
+        boxes[here] = _token_boxes(item.object_map[frame], ends, at, size, vision.factor)
+        middles = (ends[:-1, [1, 0]] + ends[:-1, [3, 2]]) / 2 * np.array(size) // vision.factor
+        middles = middles[ends[:-1, 0] != NO_BOX]
+        centres[here] = (at[:, None] == middles[None]).all(-1).any(-1)
+    return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes, centres)
 
 
-def _evidence(item: Item, patches: Patches) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (turn, vision tokens) for every thing that a question about a picture names, and no other thing hides."""
-    if item.kind != "image":
-        return
-    (rows, columns), merge = patches.grids[0], patches.merge
-    height, width = item.pixels.shape[1:3]
-    at = patches.coords[:: merge * merge, 1:] // merge
-    size = np.array([height * merge / rows, width * merge / columns])  # pixels of the picture under one token
-    for turn, question in enumerate(item.questions):
-        if question.kind not in POINTING:
-            continue
-        for x1, y1, x2, y2 in question.boxes:
-            low, high = np.maximum(at * size, (y1, x1)), np.minimum((at + 1) * size, (y2, x2))
-            covered = np.clip(high - low, 0, None).prod(axis=1)
-            # All tokens the thing covers well, and in any case the one that shows most of it.
-            tokens = np.flatnonzero(covered >= min(0.2 * size.prod(), covered.max()))
-            yield turn, tokens
-
-
-def _token_boxes(objects: np.ndarray, at: np.ndarray, size: tuple[int, int], factor: int) -> np.ndarray:
-    """Find, for tokens at (n, 2) rows and columns, the box of the thing seen most often in each. Return (n, 4) in 0..1."""
+def _boxes(objects: np.ndarray) -> np.ndarray:
+    """Measure the things of an object map (H, W): (n + 1, 4) x1 y1 x2 y2 in 0..1, NO_BOX for those not seen and the last."""
     height, width = objects.shape
     ends = np.full((int(objects.max()) + 2, 4), NO_BOX, np.float32)
     for i in range(int(objects.max()) + 1):
         ys, xs = np.nonzero(objects == i)
         if len(ys):
             ends[i] = xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height
+    return ends
+
+
+def _token_boxes(objects: np.ndarray, ends: np.ndarray, at: np.ndarray, size: tuple[int, int], factor: int) -> np.ndarray:
+    """Find, for tokens at (n, 2) rows and columns, the box of the thing seen most often in each. Return (n, 4) in 0..1."""
+    if len(ends) == 1:
+        return np.full((len(at), 4), NO_BOX, np.float32)
+    height, width = objects.shape
     points = 4
     step = (np.arange(points) + 0.5) * factor / points
     ys = ((at[:, :1] * factor + step) * height / size[0]).astype(int)
     xs = ((at[:, 1:] * factor + step) * width / size[1]).astype(int)
     seen = objects[ys[:, :, None], xs[:, None, :]].reshape(len(at), -1).astype(np.int64)
-    counts = np.stack([(seen == i).sum(axis=1) for i in range(int(objects.max()) + 1)], axis=1) if objects.max() >= 0 else None
-    if counts is None:
-        return np.full((len(at), 4), NO_BOX, np.float32)
-    winner = np.where(counts.max(axis=1) > 0, counts.argmax(axis=1), len(ends) - 1)
-    return ends[winner]
+    counts = np.stack([(seen == i).sum(axis=1) for i in range(len(ends) - 1)], axis=1)
+    return ends[np.where(counts.max(axis=1) > 0, counts.argmax(axis=1), len(ends) - 1)]
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ EMPHASIS = {
     "read_word": 0.15,
     "icon": 0.4,
     "box": 0.6,  # nearly never right to the last digit
-    "describe": 0.6,
+    "describe": 0.3,
     "vanish_time": 0.4,
     "moves": 0.25,
     "clip_count": 0.3,
     "clip_colour": 0.4,
-    "timeline": 0.4,
+    "timeline": 0.1,
 }
 
 
@@ -73,7 +73,7 @@ class Settings:
     warmup: int = 30
     teacher_steps: int = 600
     seed: int = 1
-    save_every: int = 250
+    save_every: int = 100
     reweigh_every: int = 100
     log_every: int = 20
 

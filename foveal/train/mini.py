@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,24 +68,40 @@ def world() -> Difficulty:
     )  # fmt: skip
 
 
+def small() -> Difficulty:
+    """Return a world of small pictures with few things, in which answering is learned first."""
+    return replace(world(), max_side=128, max_objects=3, clip_side=(64, 112), clip_frames=(4, 8), clip_objects=(1, 2))
+
+
 def stages() -> list[Stage]:
     """Return the curriculum: see many things with the teacher, answer about few in small pictures, then about the world."""
     seeing = replace(
         world(), max_side=160, min_objects=3, max_object_share=0.45, max_questions=1,
         families=(("shape", 4.0), ("icon", 2.0), ("number", 2.5), ("word", 0.7)),
     )  # fmt: skip
-    small = replace(world(), max_side=128, max_objects=3, clip_side=(64, 112), clip_frames=(4, 8), clip_objects=(1, 2))
     return [
         Stage(0.27, Mix(seeing), 48, answers=0.0, dense=1.0, teacher=3.0),
-        Stage(0.49, Mix(small, 0.25), 24, answers=1.0, dense=1.0, teacher=2.0, evidence=0.3, vision=0.3),
-        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=0.5, evidence=0.5, vision=0.3),
+        Stage(0.49, Mix(small(), 0.25), 24, answers=1.0, dense=1.0, teacher=2.0, evidence=0.5, vision=0.3),
+        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=1.0, evidence=0.5),
     ]
 
 
-def folder_tokenizer(folder: Path) -> Path:
-    """Return where a run keeps its tokenizer, training it first if it is not there."""
+def further_stages() -> list[Stage]:
+    """Return the curriculum of a checkpoint that can see already: answers alone, without a teacher."""
+    return [
+        Stage(0.30, Mix(small(), 0.25), 24, answers=1.0, dense=0.5, evidence=0.5, vision=0.3),
+        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=1.0, evidence=0.5),
+    ]
+
+
+def folder_tokenizer(folder: Path, start: Path | None = None) -> Path:
+    """Return where a run keeps its tokenizer, copying it from the checkpoint it starts from, or training it, if need be."""
     from foveal.bpe import save_tokenizer
 
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / "tokenizer.json").is_file() and start is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(start / name, folder / name)
+    elif not (folder / "tokenizer.json").is_file():
         save_tokenizer(train_tokenizer(), folder, model_max_length=4096)
     return folder / "tokenizer.json"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.train.muon import Muon
+
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's three, and Muon's
 
 
@@ -53,10 +55,9 @@ class MasterOptimiser:
             turned.append({"params": matrices, "sees": sees})
             others.append({"params": decay, "weight_decay": weight_decay, "sees": sees})
             others.append({"params": rest, "weight_decay": 0.0, "sees": sees})
-        # Muon's scale here makes an update as large as AdamW's would be, so that both learning rates read alike.
         self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
             (torch.optim.AdamW(others, lr=lr, betas=betas, fused=True), lr),
-            (torch.optim.Muon(turned, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), muon_lr),
+            (Muon(turned, lr=muon_lr, weight_decay=weight_decay, dtype=next(iter(self.named.values())).dtype), muon_lr),
         ]
 
     @torch.no_grad()

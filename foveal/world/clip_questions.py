@@ -17,10 +17,10 @@ def seconds(time_s: float) -> str:
     return f"{time_s:.1f} seconds"
 
 
-def _about(kind: str, text: str, answer: str, clip: Clip, actor: Actor, *frames: int) -> Question:
-    """Make a question whose evidence is one actor, boxed in the named frames."""
+def _about(kind: str, text: str, answer: str, clip: Clip, actor: Actor, name: str, *frames: int) -> Question:
+    """Make a question whose evidence is one actor, called `name` there, boxed in the named frames."""
     span = (actor.appear / clip.fps, (actor.vanish - 1) / clip.fps)
-    return Question(kind, text, answer, tuple(actor.box(frame) for frame in frames), span)
+    return Question(kind, text, answer, tuple(actor.box(frame) for frame in frames), span, (name,), frames)
 
 
 def _name(rng: np.random.Generator, clip: Clip, actor: Actor) -> str:
@@ -34,8 +34,9 @@ def _appear_time(clip: Clip, rng: np.random.Generator) -> list[Question]:
     for actor in clip.actors:
         if actor.appear == 0 and rng.random() < 0.7:
             continue  # what is there from the start is asked about less often, or 0.0 would be the commonest answer
-        text = say(rng, "appear_time", a=_name(rng, clip, actor))
-        found.append(_about("appear_time", text, seconds(clip.appear_s(actor)), clip, actor, actor.appear))
+        name = _name(rng, clip, actor)
+        text = say(rng, "appear_time", a=name)
+        found.append(_about("appear_time", text, seconds(clip.appear_s(actor)), clip, actor, name, actor.appear))
     return found
 
 
@@ -44,8 +45,9 @@ def _vanish_time(clip: Clip, rng: np.random.Generator) -> list[Question]:
     for actor in clip.actors:
         end = clip.vanish_s(actor)
         if end is not None:
-            text = say(rng, "vanish_time", a=_name(rng, clip, actor))
-            found.append(_about("vanish_time", text, seconds(end), clip, actor, actor.vanish - 1))
+            name = _name(rng, clip, actor)
+            text = say(rng, "vanish_time", a=name)
+            found.append(_about("vanish_time", text, seconds(end), clip, actor, name, actor.vanish - 1))
     return found
 
 
@@ -55,13 +57,13 @@ def _first(clip: Clip, rng: np.random.Generator) -> list[Question]:
     order = sorted(clip.actors, key=lambda actor: actor.appear)
     if len(order) >= 2 and order[0].appear < order[1].appear:
         early = order[0]
-        found.append(_about("first", say(rng, "first"), names[id(early)], clip, early, early.appear))
+        found.append(_about("first", say(rng, "first"), names[id(early)], clip, early, names[id(early)], early.appear))
     for one in clip.actors:
         for other in clip.actors:
             if one.appear != other.appear:
                 early = one if one.appear < other.appear else other
                 text = say(rng, "first of two", a=names[id(one)], b=names[id(other)])
-                found.append(_about("first", text, names[id(early)], clip, early, early.appear))
+                found.append(_about("first", text, names[id(early)], clip, early, names[id(early)], early.appear))
     return found
 
 
@@ -69,8 +71,9 @@ def _moves(clip: Clip, rng: np.random.Generator) -> list[Question]:
     found = []
     for actor in clip.actors:
         if actor.direction:
-            text = say(rng, "moves", a=_name(rng, clip, actor))
-            found.append(_about("moves", text, actor.direction, clip, actor, actor.appear, actor.vanish - 1))
+            name = _name(rng, clip, actor)
+            text = say(rng, "moves", a=name)
+            found.append(_about("moves", text, actor.direction, clip, actor, name, actor.appear, actor.vanish - 1))
     return found
 
 
@@ -80,7 +83,7 @@ def _clip_colour(clip: Clip, rng: np.random.Generator) -> list[Question]:
     for actor in clip.actors:
         if kinds.count(actor.thing.kind) == 1:
             text = say(rng, "colour", a=actor.thing.kind)
-            found.append(_about("clip_colour", text, actor.thing.colour, clip, actor, actor.appear))
+            found.append(_about("clip_colour", text, actor.thing.colour, clip, actor, actor.thing.kind, actor.appear))
     return found
 
 

@@ -19,13 +19,18 @@ _APART_PX, _APART_SHARE = 14.0, 0.14
 
 @dataclass(frozen=True)
 class Question:
-    """One turn: the question, its answer, and where in the picture (pixels) or the clip (seconds) the evidence is."""
+    """One turn: the question, its answer, and where in the picture (pixels) or the clip (seconds) the evidence is.
+
+    names: the words of the question that mean the thing in each box, for the first boxes; frames: of a clip, one a box.
+    """
 
     kind: str
     question: str
     answer: str
     boxes: tuple[Box, ...] = ()
     span_s: tuple[float, float] | None = None
+    names: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()
 
 
 def references(thing: Thing, things: Sequence[Thing]) -> list[str]:
@@ -79,7 +84,7 @@ def _colour(scene: Scene, rng: np.random.Generator) -> list[Question]:
     for thing in scene.things:
         names = [name for name in references(thing, scene.things) if not name.startswith(thing.colour)]
         if names:
-            found.append(Question("colour", say(rng, "colour", a=names[0]), thing.colour, (thing.box,)))
+            found.append(Question("colour", say(rng, "colour", a=names[0]), thing.colour, (thing.box,), names=(names[0],)))
     return found
 
 
@@ -91,19 +96,19 @@ def _alone_in_colour(scene: Scene, family: str) -> list[Thing]:
 
 def _shape(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [
-        Question("shape", say(rng, "shape", c=thing.colour), thing.kind, (thing.box,))
+        Question("shape", say(rng, "shape", c=thing.colour), thing.kind, (thing.box,), names=(thing.colour,))
         for thing in _alone_in_colour(scene, "shape")
     ]
 
 
 def _icon(scene: Scene, rng: np.random.Generator) -> list[Question]:
     found = [
-        Question("icon", say(rng, "icon", c=thing.colour), thing.kind, (thing.box,))
+        Question("icon", say(rng, "icon", c=thing.colour), thing.kind, (thing.box,), names=(thing.colour,))
         for thing in _alone_in_colour(scene, "icon")
     ]
     icons = [thing for thing in scene.things if thing.family == "icon"]
     if len(icons) == 1:
-        found.append(Question("icon", say(rng, "only icon"), icons[0].kind, (icons[0].box,)))
+        found.append(Question("icon", say(rng, "only icon"), icons[0].kind, (icons[0].box,), names=("icon",)))
     return found
 
 
@@ -129,7 +134,7 @@ def _box(scene: Scene, rng: np.random.Generator) -> list[Question]:
         name = refer(rng, thing, scene.things)
         if name is not None:
             answer = box_answer([(thing.box, name)], scene.size)
-            found.append(Question("box", say(rng, "box", a=name), answer, (thing.box,)))
+            found.append(Question("box", say(rng, "box", a=name), answer, (thing.box,), names=(name,)))
     return found
 
 
@@ -143,12 +148,14 @@ def _relation(scene: Scene, rng: np.random.Generator) -> list[Question]:
                 continue
             dx = (one.box[0] + one.box[2] - other.box[0] - other.box[2]) / 2
             dy = (one.box[1] + one.box[3] - other.box[1] - other.box[3]) / 2
-            boxes = (one.box, other.box)
+            boxes, names = (one.box, other.box), (a, b)
             if abs(dx) >= max(_APART_PX, _APART_SHARE * width):
-                found.append(Question("relation", say(rng, "beside", a=a, b=b), "left" if dx < 0 else "right", boxes))
+                side = "left" if dx < 0 else "right"
+                found.append(Question("relation", say(rng, "beside", a=a, b=b), side, boxes, names=names))
             # Asked half as often: left and right is the question of record.
             if abs(dy) >= max(_APART_PX, _APART_SHARE * height) and rng.random() < 0.5:
-                found.append(Question("relation", say(rng, "above", a=a, b=b), "above" if dy < 0 else "below", boxes))
+                side = "above" if dy < 0 else "below"
+                found.append(Question("relation", say(rng, "above", a=a, b=b), side, boxes, names=names))
     return found
 
 
@@ -159,7 +166,8 @@ def _read(scene: Scene, rng: np.random.Generator, family: str) -> list[Question]
     for thing in texts:
         if colours[thing.colour] == 1:
             text = say(rng, "read only" if len(texts) == 1 else "read", n=family, c=thing.colour)
-            found.append(Question(f"read_{family}", text, thing.text.lower(), (thing.box,)))
+            name = thing.colour if thing.colour in text else family
+            found.append(Question(f"read_{family}", text, thing.text.lower(), (thing.box,), names=(name,)))
     return found
 
 

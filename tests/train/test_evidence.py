@@ -11,31 +11,77 @@ import torch
 from foveal.batch import Batch
 from foveal.config import ModelConfig
 from foveal.model import Qwen3VL
-from foveal.train.data import POINTING, ExampleMaker
+from foveal.train.data import Example, ExampleMaker
 from foveal.train.evidence import Evidence, log_attention
+from foveal.train.looks import ANSWER, SINK, WORDS, Look
 from foveal.train.loop import answer_shares
 from foveal.world import Difficulty, clip_item, picture_item
 
 Tiny = tuple[ModelConfig, ExampleMaker]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_evidence_lies_where_the_things_are(tiny: Tiny, seed: int) -> None:
+def asked(example: Example, turn: int) -> list[Look]:
+    """The looks of one question: those of rows that answer it, and of rows between the answer before and this one."""
+    first, last = (np.flatnonzero(example.turns == turn)[i] for i in (0, -1))
+    before = np.flatnonzero((example.turns >= 0) & (example.turns < turn))
+    start = before[-1] if len(before) else -1
+    return [look for look in example.looks if start < look.row <= (first if look.layer == WORDS else last)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_looks_go_to_the_things(tiny: Tiny, seed: int) -> None:
     _, maker = tiny
-    item = picture_item(seed, Difficulty(size=(128, 160)))  # no resizing: a token is 32 pixels wide
+    item = picture_item(seed, Difficulty(size=(128, 160), max_questions=9))  # no resizing: a token is 32 pixels wide
     example = maker(item)
-    wanted = [(turn, box) for turn, q in enumerate(item.questions) if q.kind in POINTING for box in q.boxes]
-    assert [turn for turn, _ in example.evidence] == [turn for turn, _ in wanted]
-    at = example.patches.coords[::4, 1:] // 2
-    for (_, tokens), (_, (x1, y1, x2, y2)) in zip(example.evidence, wanted, strict=True):
-        assert len(tokens)
-        for row, column in at[tokens]:
-            assert 32 * row < y2 and 32 * (row + 1) > y1 and 32 * column < x2 and 32 * (column + 1) > x1
+    at = dict(zip(np.flatnonzero(example.sequence.vision_rows >= 0), example.patches.coords[::4, 1:] // 2, strict=True))
+
+    def inside(row: int, box: tuple[int, int, int, int]) -> bool:
+        (y, x), (x1, y1, x2, y2) = at[row], box
+        return bool(32 * y < y2 and 32 * (y + 1) > y1 and 32 * x < x2 and 32 * (x + 1) > x1)
+
+    for turn, question in enumerate(item.questions):
+        found = asked(example, turn)
+        words = [look for look in found if look.layer == WORDS]
+        answers = [look for look in found if look.layer == ANSWER]
+        for look, name, box in zip(words, question.names, question.boxes, strict=False):
+            said = b"".join(maker.tokenizer.token_bytes(int(i)) for i in example.sequence.token_ids[: look.row + 1]).decode()
+            assert said.endswith(name)
+            assert len(look.parts) == 1 and len(look.parts[0]) and all(inside(row, box) for row in look.parts[0])
+        assert len(words) == len(question.names)
+        if question.kind == "count":
+            assert len(answers) == 1 and len(answers[0].parts) == 1 + int(question.answer)
+            assert answers[0].parts[0].tolist() == [SINK]
+            for part, box in zip(answers[0].parts[1:], question.boxes, strict=True):
+                assert len(part) == 1 and inside(int(part[0]), box)
+        elif question.kind == "relation":
+            assert {look.head for look in answers} == {0, 1}
+            for look in answers:
+                assert all(inside(row, question.boxes[look.head]) for row in look.parts[0])
+        elif question.kind == "read_number":
+            assert len(answers) == len(question.answer)
+            columns = [np.mean([at[row][1] for row in look.parts[0]]) for look in answers]
+            assert columns == sorted(columns)
+        elif question.kind == "box":
+            ids = example.sequence.token_ids
+            said = b"".join(maker.tokenizer.token_bytes(int(ids[look.row + 1])) for look in answers).decode()
+            ends = question.answer[question.answer.index(" [") + 2 : question.answer.index("]")]
+            assert said.replace(" ", "") == ends.replace(" ", "")
+        else:
+            assert all(any(inside(row, box) for box in question.boxes) for look in answers for row in look.parts[0])
 
 
-def test_clips_have_none(tiny: Tiny) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_clips_are_looked_at_when_it_happens(tiny: Tiny, seed: int) -> None:
     _, maker = tiny
-    assert maker(clip_item(1, Difficulty())).evidence == ()
+    item = clip_item(seed, Difficulty(max_questions=7))
+    example = maker(item)
+    frame_of = dict(zip(np.flatnonzero(example.sequence.vision_rows >= 0), example.patches.coords[::4, 0], strict=True))
+    for turn, question in enumerate(item.questions):
+        for look in asked(example, turn):
+            frame = question.frames[look.head]
+            assert {int(frame_of[row]) for row in look.parts[0]} == {frame // 2}
+        if question.kind in ("clip_count", "timeline"):
+            assert not asked(example, turn)
 
 
 def test_attention_is_what_the_model_computes(tiny: Tiny) -> None:
@@ -43,15 +89,19 @@ def test_attention_is_what_the_model_computes(tiny: Tiny) -> None:
     model = Qwen3VL(config)
     model.init_weights(0)
     evidence, example = Evidence(model.language_model), maker(picture_item(2, Difficulty(size=(96, 128))))
-    attention = model.language_model.layers[evidence.answer].get_submodule("self_attn")
+    layer = evidence.layers[ANSWER]
+    attention = model.language_model.layers[layer].get_submodule("self_attn")
     outputs: list[torch.Tensor] = []
     attention.register_forward_hook(lambda _m, _x, out: outputs.append(out))
     evidence.listener.on = True
     hidden_in: list[torch.Tensor] = []
     attention.register_forward_pre_hook(lambda _m, inputs: hidden_in.append(inputs[0]))
     model(Batch.pack([example.sequence], model.encode([example.patches])))
-    module, (x, tables, *_) = evidence.attention[evidence.answer], evidence.listener.take()[evidence.answer][0]
-    shares = log_attention(module, x, tables, slice(0, len(example.labels))).exp()
+    module, (x, tables, *_) = evidence.attention[layer], evidence.listener.take()[layer][0]
+    length, heads = len(example.labels), config.text.num_attention_heads
+    every = [(row, head) for head in range(heads) for row in range(length)]
+    shares = log_attention(module, x, tables, slice(0, length), *map(list, zip(*every, strict=True))).exp()
+    shares = shares.view(heads, length, length)
     assert torch.allclose(shares.sum(-1), torch.ones(()))
     values = attention.v_proj(hidden_in[0]).view(len(example.labels), -1, config.text.head_dim)
     values = values.repeat_interleave(shares.shape[0] // values.shape[1], dim=1)

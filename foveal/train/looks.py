@@ -1,0 +1,128 @@
+"""Where each row should look: what the generator knows about a question, as rows of the sequence that ask and rows that show.
+
+Two hops find an answer. In an early layer the last word that names a thing looks at the thing; in a later one the rows
+that answer do. Every such row has one head told off for it, or four heads could look at four things and one of them would
+always be right, whatever was asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveal.patches import Patches
+from foveal.sequence import Sequence
+from foveal.tokenizer import Tokenizer
+from foveal.world import Item, Question
+from foveal.world.scene import Box
+
+WORDS, ANSWER = 0, 1  # which of the two layers
+SINK = 0  # the first row, which is always there
+
+# A place of a clip or a picture: a frame, and a box in pixels.
+Place = tuple[int, Box]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A row of a sequence whose `head` in `layer` should share its attention equally among `parts`, sets of rows.
+
+    weight: beside other looks; those of one stretch of an answer weigh as much as one.
+    """
+
+    layer: int
+    row: int
+    head: int
+    parts: tuple[np.ndarray, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An item on its patch grid: which rows of the sequence show a place."""
+
+    item: Item
+    patches: Patches
+    sequence: Sequence
+
+    def showing(self, place: Place) -> np.ndarray:
+        """Find the rows whose token the box covers well, and in any case the one that shows most of it."""
+        rows, covered, whole = self._cover(place)
+        return rows[covered >= min(0.2 * whole, covered.max())]
+
+    def centre(self, place: Place) -> np.ndarray:
+        """Find the one row whose token holds the box's centre."""
+        frame, (x1, y1, x2, y2) = place
+        middle = ((x1 + x2) // 2, (y1 + y2) // 2)
+        rows, covered, _ = self._cover((frame, (*middle, middle[0] + 1, middle[1] + 1)))
+        return rows[[covered.argmax()]]
+
+    def _cover(self, place: Place) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return the rows of the place's frame (n,), how many pixels of the box each shows (n,), and a token's pixels."""
+        frame, (x1, y1, x2, y2) = place
+        t, merge = frame // (1 if self.item.kind == "image" else 2), self.patches.merge
+        coords = self.patches.coords[:: merge * merge]
+        here = np.flatnonzero(coords[:, 0] == t)
+        height, width = self.item.pixels.shape[1:3]
+        rows, columns = self.patches.grids[t]
+        size = np.array([height * merge / rows, width * merge / columns])
+        at = coords[here, 1:] // merge
+        low, high = np.maximum(at * size, (y1, x1)), np.minimum((at + 1) * size, (y2, x2))
+        slots = np.flatnonzero(self.sequence.vision_rows >= 0)
+        return slots[here], np.clip(high - low, 0, None).prod(axis=1), float(size.prod())
+
+
+def looks(item: Item, patches: Patches, sequence: Sequence, turns: np.ndarray, tokenizer: Tokenizer) -> tuple[Look, ...]:
+    """List all looks of an item's conversation. turns: (T,) the question that each answering row belongs to, -1 elsewhere."""
+    scene = Scene(item, patches, sequence)
+    lengths = np.array([len(tokenizer.token_bytes(int(i))) for i in sequence.token_ids])
+    found: list[Look] = []
+    start = int(np.flatnonzero(sequence.vision_rows >= 0)[-1]) + 1
+    for turn, question in enumerate(item.questions):
+        answering = np.flatnonzero(turns == turn)
+        text = b"".join(tokenizer.token_bytes(int(i)) for i in sequence.token_ids[start : answering[0]]).decode()
+        ends = np.cumsum(lengths[start : answering[0]])
+        places = list(zip(question.frames or (0,) * len(question.boxes), question.boxes, strict=True))
+        for name, place in zip(question.names, places, strict=False):
+            named = re.search(rf"\b{re.escape(name)}\b", question.question)
+            if named:
+                row = start + int(np.searchsorted(ends, text.index(question.question) + named.end()))
+                found.append(Look(WORDS, row, 0, (scene.showing(place),)))
+        # The row before a token is the one that says it.
+        said = np.concatenate([[0], np.cumsum(lengths[answering[:-1] + 1])])
+        for first, last, head, parts in _told(question, places, scene):
+            rows = answering[:-1][(said[:-1] < last) & (said[1:] > first)]
+            found += [Look(ANSWER, int(row), head, parts, 1 / len(rows)) for row in rows]
+        start = int(answering[-1]) + 1
+    return tuple(found)
+
+
+def _told(question: Question, places: list[Place], scene: Scene) -> Iterator[tuple[int, int, int, tuple[np.ndarray, ...]]]:
+    """Yield (first, last character of the answer, head, parts): what is looked at while that stretch is said."""
+    answer = question.answer
+    if question.kind == "count":
+        # One share in n + 1 goes to the first row: how large it is says how many others there are.
+        yield 0, len(answer), 0, (np.array([SINK]), *(scene.centre(place) for place in places))
+    elif question.kind == "relation":
+        for head, place in enumerate(places):
+            yield 0, len(answer), head, (scene.showing(place),)
+    elif question.kind == "read_number":
+        frame, (x1, y1, x2, y2) = places[0]
+        ends = np.linspace(x1, x2, len(answer) + 1).round().astype(int).tolist()  # digits are of one width
+        for i in range(len(answer)):
+            yield i, i + 1, 0, (scene.showing((frame, (ends[i], y1, ends[i + 1], y2))),)
+    elif question.kind == "box":
+        yield answer.index(" [") + 2, answer.index("]"), 0, (scene.showing(places[0]),)
+    elif question.kind == "describe":
+        first = 0
+        for name, place in zip(answer.split(", "), places, strict=True):
+            yield first, first + len(name), 0, (scene.showing(place),)
+            first += len(name) + 2
+    elif len(places) == 1:
+        yield 0, len(answer), 0, (scene.showing(places[0]),)
+    else:  # where it was and where it went
+        for head, place in enumerate(places):
+            yield 0, len(answer), head, (scene.showing(place),)
