@@ -27,11 +27,18 @@ _HOME = {
 }  # fmt: skip
 
 
-def load(name: str | None = None, *, device: str = "cpu", dtype: str | None = None, revision: str | None = None) -> Pipeline:
+def load(
+    name: str | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    bits: int | None = None,
+    revision: str | None = None,
+) -> Pipeline:
     """Load a model: a checkpoint folder, a hub name, or None for the embedded one. See `Pipeline.load`."""
     from foveal.generate import Pipeline
 
-    return Pipeline.load(name, device=device, dtype=dtype, revision=revision)
+    return Pipeline.load(name, device=device, dtype=dtype, bits=bits, revision=revision)
 
 
 def __getattr__(name: str) -> Any:

@@ -192,13 +192,14 @@ class Pipeline:
         *,
         device: str | torch.device = "cpu",
         dtype: str | None = None,
+        bits: int | None = None,
         revision: str | None = None,
     ) -> Pipeline:
         """Load a checkpoint folder or a hub name; None is the embedded model.
 
         dtype: "float32", "bfloat16" or "float16"; by default float32 on a CPU, where half precision is slow on most, and
-        the checkpoint's own elsewhere. Raise CheckpointError for files that are missing or do not fit one another,
-        ConfigError for a dtype or a device that does not exist.
+        the checkpoint's own elsewhere. bits: 8 or 4 packs the weights, on a CPU. Raise CheckpointError for files that are
+        missing or do not fit one another, ConfigError for a dtype, a device or a width that does not exist.
         """
         try:
             where = torch.device(device)
@@ -209,7 +210,7 @@ class Pipeline:
         directory = EMBEDDED if name is None else resolve(name, revision=revision)
         processor = Processor.from_checkpoint(directory)
         wanted = dtype or ("float32" if where.type == "cpu" else processor.config.dtype)
-        model = load_model(directory, dtype=getattr(torch, wanted), device=where)
+        model = load_model(directory, dtype=getattr(torch, wanted), device=where, bits=bits)
         return cls(model, processor, "the embedded model" if name is None else str(name))
 
     def sampling(self, **changes: Any) -> Sampling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -118,3 +118,19 @@ def new(
     from foveal.cli.new import run
 
     run(directory, preset, random, seed, dtype)
+
+
+@app.command
+def pack(
+    directory: Annotated[Path, Parameter(help="Folder to write.")],
+    *,
+    model: Annotated[str, Parameter(name=["--model", "-m"], help="Checkpoint folder, or hub name.")],
+    bits: Annotated[Literal[8, 4], Parameter(help="Width of the weights.")] = 8,
+) -> None:
+    """Write a checkpoint with its weights packed to 8 or 4 bits; loading one maps it, which takes no time.
+
+    foveal pack qwen-2b-4bit -m 2B --bits 4
+    """
+    from foveal.cli.pack import run
+
+    run(directory, model, bits)

@@ -33,6 +33,7 @@ def collect(target: Target) -> dict[str, Any]:
         "architecture": architecture(config),
         "parameters": parameters_by_part(config),
         "weight_bytes": {dtype: config.weight_bytes(dtype) for dtype in DTYPE_BYTES},
+        "packed_bytes": packed_bytes(config),
         "kv_bytes_per_token": {dtype: config.text.kv_bytes_per_token(dtype) for dtype in DTYPE_BYTES},
         "special_tokens": special_tokens(config, target.directory),
         "machine": machine(),
@@ -96,6 +97,15 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def packed_bytes(config: ModelConfig) -> dict[str, int]:
+    """Count the bytes of the weights packed to 8 and 4 bits, by the policy that packs them."""
+    from foveal.model.checkpoint import skeleton
+    from foveal.model.quantize import WIDTHS, expected_bytes
+
+    model = skeleton(config)
+    return {f"{bits} bits": expected_bytes(model, bits) for bits in WIDTHS}
+
+
 def special_tokens(config: ModelConfig, directory: Path | None) -> dict[str, int]:
     """List the tokenizer's special tokens, or the four ids a configuration knows."""
     if directory is not None and (directory / "tokenizer.json").is_file():
@@ -115,6 +125,8 @@ def machine() -> dict[str, Any]:
     """Describe what a bug report needs."""
     import torch
 
+    from foveal import kernels
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "foveal": version("foveal"),
@@ -126,6 +138,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,
+        "kernels": f"{kernels.path()}, {kernels.threads()} threads" if kernels.available() else f"none: {kernels.reason()}",
     }
 
 
@@ -178,7 +191,7 @@ def _print(facts: dict[str, Any], config: ModelConfig) -> None:
         (dtype + (" (the checkpoint's own)" if dtype == config.dtype else ""), show.num_bytes(facts["weight_bytes"][dtype]),
          show.num_bytes(facts["kv_bytes_per_token"][dtype]))
         for dtype in DTYPE_BYTES
-    ]  # fmt: skip
+    ] + [(bits, show.num_bytes(size), "") for bits, size in facts["packed_bytes"].items()]  # fmt: skip
     out.print(show.table("\nmemory", memory, ("", "weights", "cache per token"), right=(1, 2)))
     tokens = facts["special_tokens"]
     shown = [(token, str(index)) for token, index in tokens.items() if token.startswith("<")][:40]

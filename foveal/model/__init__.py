@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveal.batch import Batch, PatchBatch, VisionTokens
 from foveal.config import ModelConfig
 from foveal.model.attention import KVCache
+from foveal.model.linear import PackedEmbedding
 from foveal.model.text import TextModel
 from foveal.model.vision import VisionModel
 from foveal.patches import Patches
@@ -29,17 +30,17 @@ class Qwen3VL(nn.Module):
         self.config = config
         self.visual = VisionModel(config.vision)
         self.language_model = TextModel(config.text, config.vision.tap_layers)
-        self.lm_head: nn.Linear | None = None
+        self.lm_head: nn.Module | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
 
     @property
     def device(self) -> torch.device:
-        return self.language_model.embed_tokens.weight.device
+        return self.language_model.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.language_model.embed_tokens.weight.dtype
+        return self.language_model.norm.weight.dtype  # of all weights but packed ones
 
     def encode(self, media: Sequence[Patches] | PatchBatch) -> VisionTokens:
         """Turn the patches of pictures and clips into vision tokens, all media in one pass."""
@@ -61,8 +62,11 @@ class Qwen3VL(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary for hidden states (O, D). Return (O, R)."""
-        head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight)
+        if self.lm_head is not None:
+            scores: Tensor = self.lm_head(hidden)
+            return scores
+        table = self.language_model.embed_tokens
+        return table.score(hidden) if isinstance(table, PackedEmbedding) else F.linear(hidden, table.weight)
 
     def new_cache(self, capacity: int = 256) -> KVCache:
         """Make an empty cache for one request."""

@@ -167,16 +167,17 @@ class Source:
             out[first:stop].copy_(piece.transpose(-2, -1) if self.flipped else piece)
         return out
 
-    def pieces(self, scratch: Scratch) -> Iterator[tuple[int, int, Tensor]]:
+    def pieces(self, scratch: Scratch, multiple: int = 1) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (first, stop, values) along the first axis, about PIECE_BYTES of float32 each, dequantized.
 
-        The values are in `scratch`, until the next ones are.
+        The values are in `scratch`, until the next ones are. Pieces of a matrix begin at multiples of `multiple`.
         """
         entry = self.file.entries[self.name]
         scales = None if self.scales is None else self.scales.read(self.name + SUFFIX)
         # A piece of a matrix ends where a block ends; a piece of packed experts holds whole experts.
         block = self.blocks.rows if self.blocks is not None and len(entry.shape) == 2 else 1
-        step = block * max(1, PIECE_BYTES // max(1, 4 * math.prod(entry.shape[1:]) * block))
+        whole = math.lcm(block, multiple)
+        step = whole * max(1, PIECE_BYTES // max(1, 4 * math.prod(entry.shape[1:]) * whole))
         for first in range(0, entry.shape[0], step):
             stop = min(first + step, entry.shape[0])
             shape = (stop - first, *entry.shape[1:])

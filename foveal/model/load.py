@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from foveal.config import ModelConfig, read_json
+from foveal.errors import ConfigError
 from foveal.model import Qwen3VL
 from foveal.model.checkpoint import (
     EMBEDDINGS,
@@ -27,37 +28,68 @@ from foveal.model.checkpoint import (
     to_dtype,
 )
 from foveal.model.fp8 import Blocks
+from foveal.model.quantize import check_bits, file_bits, fill_packed, is_packed, pack_into, width
 from foveal.model.save import save_model
 from foveal.preprocessor import read_preprocessors
 
 __all__ = ["INDEX", "SINGLE", "disk_name", "load_model", "save_model", "skeleton"]
 
 
-def load_model(directory: str | Path, *, dtype: str | torch.dtype | None = None, device: torch.device | str = "cpu") -> Qwen3VL:
+def load_model(
+    directory: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    bits: int | None = None,
+) -> Qwen3VL:
     """Load a checkpoint folder, sharded or not, ready to answer: parameters ask for no gradients.
 
     dtype: what all weights become, by default what the checkpoint's embeddings are; 8-bit weights are dequantized to it.
     On the CPU a tensor that needs no conversion stays mapped: it is read when touched, writing to it never reaches the
     file, and the file must be replaced rather than written into while the model lives. Raise CheckpointError that lists
     what is missing, unexpected or misshapen.
+
+    bits: 8 or 4 packs the weights on the way (quantize.py); what is not packed is float32, whatever `dtype` says. A folder
+    that was written packed stays so. Raise ConfigError where that cannot be: off the CPU, without the kernels.
     """
     directory = Path(directory)
     where = str(directory / "config.json")
     raw = read_json(directory / "config.json")
     config = ModelConfig.from_dict(raw, where=where)
     config = replace(config, vision=read_preprocessors(directory, config.vision)[0])
-    blocks = Blocks.from_config(raw.get("quantization_config"), where)
     model = skeleton(config)
+    if is_packed(raw):
+        held = file_bits(raw, where)
+        if bits not in (None, held):
+            raise ConfigError(f"{directory} was packed to {held} bits; load it so, or pack the original to {bits}")
+        _check_packable(held, device)
+        fill_packed(model, held, directory / SINGLE)
+        model.config = replace(config, dtype="float32")
+        model.language_model.reset_tables()
+        return model.eval()
+    if bits is not None:
+        _check_packable(bits, device)
+        dtype = torch.float32
+    blocks = Blocks.from_config(raw.get("quantization_config"), where)
     shapes = {disk_name(name): tuple(p.shape) for name, p in model.named_parameters()}
     with CheckpointFiles(directory) as files:
         sources = match_tensors(files, shapes, blocks)
         # The embeddings are never quantized: they have the checkpoint's own dtype, whatever its config.json says or omits.
         target = sources[EMBEDDINGS].stored_dtype if dtype is None else to_dtype(dtype)
         scratch = Scratch()
-        for name in sorted(dict(model.named_parameters()), key=lambda n: sources[disk_name(n)].place):
+        names = [name for name, _ in model.named_parameters() if bits is None or width(name, bits, config) is None]
+        for name in sorted(names, key=lambda n: sources[disk_name(n)].place):
             module, _, leaf = name.rpartition(".")
             value = sources[disk_name(name)].load(target, torch.device(device), scratch)
             setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
+        if bits is not None:
+            pack_into(model, sources, bits)
     model.config = replace(config, dtype=plain(target))
     model.language_model.reset_tables()
     return model.eval()
+
+
+def _check_packable(bits: int, device: torch.device | str) -> None:
+    check_bits(bits)
+    if torch.device(device).type != "cpu":
+        raise ConfigError(f"weights packed to {bits} bits run on the CPU, not on {device}; load the plain checkpoint there")

@@ -65,7 +65,7 @@ def save_model(
     config = replace(model.config, dtype=plain(wanted or model.dtype))
     with staged(directory, total_bytes(tensors)) as stage:
         if source is not None and source.resolve() != directory.resolve():
-            _copy_companions(source, stage)
+            copy_companions(source, stage)
         _require_pixel_statistics(config, stage, directory)
         write_weights(stage, tensors, pieces, max_shard_bytes, {"format": "pt"})
         write_json(stage / "config.json", config.to_dict())
@@ -102,7 +102,8 @@ def _require_own_tensors(config: ModelConfig, parameters: Mapping[str, Tensor]) 
         raise CheckpointError(f"these tensors of the model hold no values yet: {listed(unfilled)}")
 
 
-def _copy_companions(source: Path, stage: Path) -> None:
+def copy_companions(source: Path, stage: Path) -> None:
+    """Copy what a checkpoint folder holds beside its weights: tokenizer, template, preprocessors, generation defaults."""
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; copy_from takes a checkpoint folder")
     for file in sorted(source.iterdir()):

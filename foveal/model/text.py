@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.batch import Batch
 from foveal.config import TextConfig
 from foveal.model.attention import KVCache, attend
+from foveal.model.linear import PackedEmbedding, project, swiglu
 from foveal.model.moe import SparseMLP
 from foveal.model.rope import axis_of_frequency, inverse_frequencies, rotate, text_tables
 
@@ -47,9 +47,9 @@ class Attention(nn.Module):
         self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int], caches: Sequence[KVCache] | None
     ) -> Tensor:
         heads = (x.shape[0], -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)), *tables)  # (T, N, H)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)), *tables)  # (T, G, H)
-        v = self.v_proj(x).view(heads)
+        q, k, v = (rows.view(heads) for rows in project(x, self.q_proj, self.k_proj, self.v_proj))
+        q = rotate(self.q_norm(q), *tables)  # (T, N, H)
+        k = rotate(self.k_norm(k), *tables)  # (T, G, H)
         return self.o_proj(attend(q, k, v, lengths, caches, self.layer).flatten(1))
 
 
@@ -63,7 +63,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(swiglu(x, self.gate_proj, self.up_proj))
+        return out
 
 
 class DecoderLayer(nn.Module):
@@ -98,7 +99,7 @@ class TextModel(nn.Module):
         super().__init__()
         self.config = config
         self.tap_of_layer = {layer: tap for tap, layer in enumerate(tap_layers)}
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.reset_tables()
@@ -108,7 +109,7 @@ class TextModel(nn.Module):
         with torch.device("cpu"):
             inv_freq, self.rope_scale = inverse_frequencies(self.config.rope, self.config.head_dim)
             axes = axis_of_frequency(self.config.rope.mrope_section, self.config.rope.interleaved)
-        device = self.embed_tokens.weight.device
+        device = self.norm.weight.device
         if device.type == "meta":
             device = torch.device("cpu")
         self.register_buffer("inv_freq", inv_freq.to(device), persistent=False)

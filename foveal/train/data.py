@@ -127,12 +127,12 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
         fine = cell_labels(item, size, cell=vision.patch_size // 2, frame=frame).char
         chars[mine] = fine.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(rows, columns, QUARTERS)[at]
         here = tokens[:, 0] == t
-        at = tokens[here, 1:] // vision.spatial_merge_size
+        places = tokens[here, 1:] // vision.spatial_merge_size
         ends = _boxes(item.object_map[frame])
-        boxes[here] = _token_boxes(item.object_map[frame], ends, at, size, vision.factor)
+        boxes[here] = _token_boxes(item.object_map[frame], ends, places, size, vision.factor)
         middles = (ends[:-1, [1, 0]] + ends[:-1, [3, 2]]) / 2 * np.array(size) // vision.factor
         middles = middles[ends[:-1, 0] != NO_BOX]
-        centres[here] = (at[:, None] == middles[None]).all(-1).any(-1)
+        centres[here] = (places[:, None] == middles[None]).all(-1).any(-1)
     return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes, centres)
 
 

@@ -82,7 +82,7 @@ def stages() -> list[Stage]:
     return [
         Stage(0.27, Mix(seeing), 48, answers=0.0, dense=1.0, teacher=3.0),
         Stage(0.49, Mix(small(), 0.25), 24, answers=1.0, dense=1.0, teacher=2.0, evidence=0.5, vision=0.3),
-        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=1.0, evidence=0.5),
+        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=1.0, evidence=0.5, vision=0.3),
     ]
 
 
@@ -90,7 +90,7 @@ def further_stages() -> list[Stage]:
     """Return the curriculum of a checkpoint that can see already: answers alone, without a teacher."""
     return [
         Stage(0.30, Mix(small(), 0.25), 24, answers=1.0, dense=0.5, evidence=0.5, vision=0.3),
-        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=1.0, evidence=0.5),
+        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=1.0, evidence=0.5, vision=0.3),
     ]
 
 

@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike.setdefault(tuple(p.shape), []).append(p)
             for (rows, columns), matrices in alike.items():
-                grads = torch.stack([p.grad for p in matrices])
+                grads = torch.stack([p.grad for p in matrices if p.grad is not None])
                 for p, grad in zip(matrices, grads, strict=True):
                     buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                     buffer.lerp_(grad, 1 - MOMENTUM)

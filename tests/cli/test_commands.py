@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import foveal
+from foveal import kernels
 from foveal.cli import ask as ask_module
 from foveal.cli import models, session
 from foveal.config import PRESETS, preset
@@ -301,3 +302,24 @@ def test_help_and_version(run_foveal: Run) -> None:
     for command in ("ask", "plan", "trace", "info", "new"):
         assert run_foveal(command, "--help").code == 0
     assert run_foveal().code == 0
+
+
+@pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+def test_pack_writes_what_quantize_answers_with(run_foveal: Run, checkpoint: str, photo: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "packed")
+    done = run_foveal("pack", target, "-m", checkpoint, "--bits", 4)
+    assert (done.code, done.out) == (0, "") and "of weights" in done.err
+    words = (photo, "What is it?", "--max-tokens", 8)
+    packed = run_foveal("ask", "-m", target, *words)
+    assert packed.code == 0 and packed.out == run_foveal("ask", "-m", checkpoint, "--quantize", 4, *words).out
+    refused(run_foveal("ask", "-m", target, "--quantize", 8, *words), 2, "packed to 4 bits")
+    refused(run_foveal("pack", tmp_path / "again", "-m", target), 2, "packed already")
+    refused(run_foveal("pack", checkpoint, "-m", checkpoint), 2, "the checkpoint itself")
+    refused(run_foveal("ask", "-m", checkpoint, "--quantize", 8, "--dtype", "float32", *words), 2, "--dtype")
+
+
+def test_info_counts_packed_bytes(run_foveal: Run) -> None:
+    facts = json.loads(run_foveal("info", "2B", "--json").out)
+    four, eight = facts["packed_bytes"]["4 bits"], facts["packed_bytes"]["8 bits"]
+    assert four < eight < facts["weight_bytes"]["bfloat16"]
+    assert facts["machine"]["kernels"]

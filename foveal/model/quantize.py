@@ -1,0 +1,264 @@
+"""Weights in 8 or 4 bits: which tensor at which width, packing a checkpoint tensor by tensor, the packed file.
+
+A packed checkpoint is a folder of the released layout whose model.safetensors holds, for a weight NAME (N, K) that is packed,
+`NAME.codes` uint8 (N/16, K/32, 512 or 256) and `NAME.scales` float16 (N/16, K/32, 16), N and K rounded up, and float32 for all
+others; foveal_kernels.c says how codes lie. Experts have one pair for each: `experts.0.gate`, `.up` (F, D) and `.down` (D, F).
+Its config.json says so under quantization_config. Loading maps the file: nothing is read before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal import kernels
+from foveal.config import ModelConfig
+from foveal.errors import CheckpointError, ConfigError
+from foveal.kernels import Packed
+from foveal.model import Qwen3VL
+from foveal.model.checkpoint import Scratch, Source, disk_name
+from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear
+from foveal.model.moe import Experts
+from foveal.model.save import copy_companions, staged, write_json, write_weights
+from foveal.model.tensorfile import TensorFile
+
+METHOD, GROUP, LANES = "foveal", 32, 16
+WIDTHS = (8, 4)
+# Which weights are packed, and at which width where 4 bits are asked for: the first rule that fits. All others stay as they
+# are: norms, biases, positions, the patch embedding, routers.
+POLICY: tuple[tuple[str, int | None], ...] = (
+    (r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])\.weight", 8),
+    (r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]\.weight", 8),
+    (r"(language_model\.embed_tokens|lm_head)\.weight", 8),
+    (r"language_model\.layers\.FIRST\..*(_proj\.weight|experts\.(gate_up|down)_proj)", 8),
+    (r"language_model\.layers\.LAST\..*(_proj\.weight|experts\.(gate_up|down)_proj)", 8),
+    (r"language_model\.layers\.\d+\..*(_proj\.weight|experts\.(gate_up|down)_proj)", 4),
+)
+
+
+def width(name: str, bits: int, config: ModelConfig) -> int | None:
+    """Say in how many bits a parameter is kept when a model is packed to `bits`; None: as it is."""
+    ends = {"FIRST": "0", "LAST": str(config.text.num_hidden_layers - 1)}
+    for pattern, at_four in POLICY:
+        for word, number in ends.items():
+            pattern = pattern.replace(word, number)
+        if re.fullmatch(pattern, name):
+            return at_four if bits == 4 else 8
+    return None
+
+
+def check_bits(bits: int) -> None:
+    """Raise ConfigError for a width there is none of, and where the kernels cannot be had."""
+    if bits not in WIDTHS:
+        raise ConfigError(f"{bits} bits; weights are packed to {' or '.join(map(str, WIDTHS))} bits")
+    if not kernels.available():
+        raise ConfigError(f"packed weights need the native kernels: {kernels.reason()}; without them use float32")
+
+
+def pack_into(model: Qwen3VL, sources: Mapping[str, Source], bits: int) -> None:
+    """Replace the modules of a skeleton whose weights the policy packs, reading them from a checkpoint piece by piece.
+
+    All other parameters are filled already: a module takes its bias along. Peak: what is packed, and one piece.
+    """
+    scratch = Scratch()
+    chosen = {name: at for name, _ in model.named_parameters() if (at := width(name, bits, model.config))}
+    for name in sorted(chosen, key=lambda n: sources[disk_name(n)].place):
+        source = sources[disk_name(name)]
+        if len(source.file.entries[source.name].shape) == 2:
+            place(model, name, _pack_matrix(source, chosen[name], scratch))
+            continue
+        experts: list[Packed] = []
+        for _, _, piece in source.pieces(scratch):
+            matrices = _matrices(name, piece.transpose(1, 2) if source.flipped else piece)
+            experts += [kernels.pack(part, chosen[name]) for part in matrices]
+        _place_experts(model, name, experts)
+
+
+def _pack_matrix(source: Source, bits: int, scratch: Scratch) -> Packed:
+    rows, columns = source.file.entries[source.name].shape
+    blocks, groups = -(-rows // LANES), -(-columns // GROUP)
+    codes = torch.empty(blocks, groups, 64 * bits, dtype=torch.uint8)
+    scales = torch.empty(blocks, groups, LANES, dtype=torch.float16)
+    for first, stop, piece in source.pieces(scratch, multiple=LANES):
+        part = slice(first // LANES, -(-stop // LANES))
+        kernels.pack(piece, bits, out=Packed(bits, stop - first, columns, codes[part], scales[part]))
+    return Packed(bits, rows, columns, codes, scales)
+
+
+def quantize(model: Qwen3VL, bits: int) -> Qwen3VL:
+    """Pack the weights of a model in memory, in place, and return it. It must be on the CPU; the rest becomes float32."""
+    check_bits(bits)
+    for name, parameter in list(model.named_parameters()):
+        chosen = width(name, bits, model.config)
+        if chosen is None:
+            continue
+        value = parameter.detach()
+        if value.ndim == 3:
+            _place_experts(model, name, [kernels.pack(part, chosen) for part in _matrices(name, value)])
+        else:
+            place(model, name, kernels.pack(value, chosen))
+    return model.float().eval()
+
+
+def _matrices(name: str, value: Tensor) -> Iterator[Tensor]:
+    """Yield the matrices (out, in) of packed experts: gate and up of each, or down of each."""
+    for expert in value:
+        flat = expert.T
+        parts = flat.chunk(2) if name.endswith("gate_up_proj") else (flat,)
+        for part in parts:
+            yield part.contiguous()
+
+
+def place(model: Qwen3VL, name: str, packed: Packed) -> None:
+    """Put a packed module where the parameter's module stands; a bias that is filled comes along."""
+    path = name.removesuffix(".weight")
+    parent, _, leaf = path.rpartition(".")
+    if path.endswith("embed_tokens"):
+        module: nn.Module = PackedEmbedding(packed)
+    else:
+        module = PackedLinear(packed, getattr(model.get_submodule(path), "bias", None))
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _place_experts(model: Qwen3VL, name: str, packed: list[Packed]) -> None:
+    """Collect both tensors of a layer's experts in one module, whichever comes first."""
+    path = name.rpartition(".")[0]
+    parent, _, leaf = path.rpartition(".")
+    standing = model.get_submodule(path)
+    if isinstance(standing, Experts):
+        standing = PackedExperts([], [], [])
+        setattr(model.get_submodule(parent), leaf, standing)
+    assert isinstance(standing, PackedExperts)
+    if name.endswith("gate_up_proj"):
+        standing.gate, standing.up = packed[::2], packed[1::2]
+    else:
+        standing.down = packed
+
+
+def packed_weights(model: Qwen3VL) -> dict[str, Packed]:
+    """Name everything that is packed, by released name."""
+    found: dict[str, Packed] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (PackedLinear, PackedEmbedding)):
+            found[disk_name(f"{path}.weight")] = module.packed
+        elif isinstance(module, PackedExperts):
+            for kind in ("gate", "up", "down"):
+                found |= {disk_name(f"{path}.{e}.{kind}"): packed for e, packed in enumerate(getattr(module, kind))}
+    return found
+
+
+def num_bytes(model: Qwen3VL) -> int:
+    """Count the bytes of all weights, packed or not."""
+    plain = sum(p.nbytes for p in model.parameters())
+    biases = sum(m.bias.nbytes for m in model.modules() if isinstance(m, PackedLinear) and m.bias is not None)
+    return plain + biases + sum(packed.num_bytes for packed in packed_weights(model).values())
+
+
+def expected_bytes(model: Qwen3VL, bits: int) -> int:
+    """Count the bytes a model's weights will take when packed; shapes are enough."""
+    total = 0
+    for name, parameter in model.named_parameters():
+        chosen, shape = width(name, bits, model.config), parameter.shape
+        if chosen is None:
+            total += 4 * parameter.numel()
+            continue
+        halves = 2 if name.endswith("gate_up_proj") else 1
+        outer, inner = shape if len(shape) == 2 else (shape[2] // halves, shape[1])
+        matrices = 1 if len(shape) == 2 else shape[0] * halves
+        total += matrices * -(-outer // LANES) * -(-inner // GROUP) * (64 * chosen + 2 * LANES)
+    return total
+
+
+# ---------------------------------------------------------------- the file
+
+
+def is_packed(raw: Mapping[str, Any]) -> bool:
+    """Say whether a config.json is that of a packed checkpoint."""
+    how = raw.get("quantization_config")
+    return isinstance(how, Mapping) and how.get("quant_method") == METHOD
+
+
+def file_bits(raw: Mapping[str, Any], where: str) -> int:
+    """Read the width of a packed checkpoint. Raise CheckpointError for a layout this version does not know."""
+    how = raw["quantization_config"]
+    if how.get("bits") not in WIDTHS or how.get("group_size") != GROUP:
+        raise CheckpointError(f"{where}: quantization_config is {json.dumps(how)}; 8 or 4 bits in groups of {GROUP} are known")
+    return int(how["bits"])
+
+
+def save_packed(model: Qwen3VL, directory: str | Path, bits: int, *, copy_from: str | Path | None = None) -> None:
+    """Write a packed model as a folder that `load_model` maps. `copy_from`: the checkpoint whose other files come along."""
+    directory = Path(directory)
+    values: dict[str, Tensor] = {}
+    for name, packed in packed_weights(model).items():
+        values[f"{name}.codes"], values[f"{name}.scales"] = packed.codes, packed.scales
+    for path, module in model.named_modules():
+        if isinstance(module, PackedLinear) and module.bias is not None:
+            values[disk_name(f"{path}.bias")] = module.bias
+    values |= {disk_name(name): p.detach() for name, p in model.named_parameters()}
+    tensors = {name: (value.dtype, tuple(value.shape)) for name, value in values.items()}
+    config = replace(model.config, dtype="float32").to_dict()
+    config["quantization_config"] = {"quant_method": METHOD, "bits": bits, "group_size": GROUP}
+    with staged(directory, sum(value.nbytes for value in values.values())) as stage:
+        if copy_from is not None:
+            copy_companions(Path(copy_from), stage)
+        metadata = {"format": "pt", "foveal": "packed 1"}
+        write_weights(stage, tensors, lambda name: [values[name]], float("inf"), metadata)
+        write_json(stage / "config.json", config)
+
+
+def fill_packed(model: Qwen3VL, bits: int, path: Path) -> None:
+    """Fill a skeleton from a packed file, mapped. Raise CheckpointError that lists what does not fit."""
+    file = TensorFile(path)
+    try:
+        found, wanted = set(file.entries), set()
+        problems: list[str] = []
+
+        def take(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+            wanted.add(name)
+            entry = file.entries.get(name)
+            if entry is None or entry.dtype != dtype or entry.shape != shape:
+                what = "is missing" if entry is None else f"is {entry.dtype} {list(entry.shape)}"
+                problems.append(f"{name} {what}, expected {dtype} {list(shape)}")
+                return torch.empty(shape, dtype=dtype)
+            mapped = file.mapped(name)
+            return file.read(name) if mapped is None else mapped
+
+        def packed(name: str, rows: int, columns: int, bits: int) -> Packed:
+            blocks, groups = -(-rows // LANES), -(-columns // GROUP)
+            codes = take(f"{name}.codes", torch.uint8, (blocks, groups, 64 * bits))
+            return Packed(bits, rows, columns, codes, take(f"{name}.scales", torch.float16, (blocks, groups, LANES)))
+
+        weights: list[Callable[[], None]] = []
+        for name, parameter in list(model.named_parameters()):
+            chosen, shape = width(name, bits, model.config), tuple(parameter.shape)
+            module_path, _, leaf = name.rpartition(".")
+            if chosen is None:
+                value = nn.Parameter(take(disk_name(name), torch.float32, shape), requires_grad=False)
+                setattr(model.get_submodule(module_path), leaf, value)
+            elif len(shape) == 2:
+                done = packed(disk_name(name), *shape, chosen)
+                weights.append(lambda name=name, done=done: place(model, name, done))  # type: ignore[misc]
+            else:
+                experts, inner, outer = shape
+                kinds = ("gate", "up") if leaf == "gate_up_proj" else ("down",)
+                parts = [
+                    packed(disk_name(f"{module_path}.{e}.{kind}"), outer // len(kinds), inner, chosen)
+                    for e in range(experts) for kind in kinds
+                ]  # fmt: skip
+                weights.append(lambda name=name, parts=parts: _place_experts(model, name, parts))  # type: ignore[misc]
+        problems += [f"{name} is unexpected" for name in sorted(found - wanted)]
+        if problems:
+            more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise CheckpointError(f"{path} does not match its config.json: {'; '.join(problems[:8])}{more}; pack it again")
+        for put in weights:
+            put()  # biases are in place by now
+    finally:
+        file.close()

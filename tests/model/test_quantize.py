@@ -1,0 +1,176 @@
+"""Packed models: the same as a float32 model of the unpacked weights, from memory, from a checkpoint, from a packed file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foveal import kernels
+from foveal.batch import Batch
+from foveal.errors import CheckpointError, ConfigError
+from foveal.kernels import oracle
+from foveal.model import Qwen3VL
+from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear
+from foveal.model.load import load_model, save_model
+from foveal.model.moe import Experts, SparseMLP
+from foveal.model.quantize import check_bits, expected_bytes, num_bytes, packed_weights, quantize, save_packed, width
+from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+
+
+def logits(model: Qwen3VL, scene: str = "mixed") -> Tensor:
+    media = new_media(model.config.vision, SCENES[scene])
+    sequence = new_sequence(media, model.config.vision.spatial_merge_size)
+    with torch.inference_mode():
+        out: Tensor = model(Batch.pack([sequence], model.encode(media)))
+    return out
+
+
+def to_8_bits(x: Tensor) -> Tensor:
+    """Round rows (..., K) as the kernels round activations."""
+    rows = x.reshape(-1, x.shape[-1]).numpy()
+    codes, scales, _ = oracle.quantise(rows)
+    return torch.from_numpy((codes * scales[..., None]).reshape(len(rows), -1)[:, : x.shape[-1]]).view(x.shape)
+
+
+class RoundedExperts(nn.Module):
+    """Experts over rounded weights that round what they are given."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for e, (gate_up, down) in enumerate(zip(self.experts.gate_up_proj, self.experts.down_proj, strict=True)):
+            gate, up = (to_8_bits(x) @ gate_up).chunk(2, dim=-1)
+            share = (weights * (index == e)).sum(dim=1, keepdim=True)
+            out += to_8_bits(nn.functional.silu(gate) * up) @ down * share
+        return out
+
+
+def rounded(model: Qwen3VL, bits: int) -> Qwen3VL:
+    """A float32 model with weights and activations rounded as packing rounds them: the plain oracle of a packed one."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            chosen = width(name, bits, model.config)
+            if chosen and parameter.ndim == 2:
+                parameter.copy_(kernels.unpack(kernels.pack(parameter.detach(), chosen)))
+            elif chosen:
+                halves = 2 if name.endswith("gate_up_proj") else 1
+                for expert in parameter:
+                    for part in expert.chunk(halves, dim=1):
+                        part.copy_(kernels.unpack(kernels.pack(part.T.contiguous(), chosen)).T)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _m, inputs: (to_8_bits(inputs[0]),))
+        elif isinstance(module, SparseMLP):
+            module.experts = RoundedExperts(module.experts)
+    if model.lm_head is None:
+        model.language_model.norm.register_forward_hook(lambda _m, _x, out: to_8_bits(out))
+    return model
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_as_a_float_model_that_rounds_alike(name: str, bits: int) -> None:
+    plain = logits(rounded(new_model(CONFIGS[name]), bits))
+    packed = logits(quantize(new_model(CONFIGS[name]), bits))
+    # What is left is the order of sums, until it decides how a value is rounded; from there on all rows see the difference.
+    off = (packed - plain).norm(dim=-1) / plain.norm(dim=-1)
+    assert off[:3].max() < 1e-5 and off.median() < 0.1
+
+
+def test_four_bits_keep_the_ends_wide() -> None:
+    config = CONFIGS["dense-tied"]
+    widths = {name: width(name, 4, config) for name, _ in new_model(config).named_parameters()}
+    assert widths["language_model.layers.0.mlp.up_proj.weight"] == 8
+    assert widths["language_model.layers.1.self_attn.q_proj.weight"] == 4
+    assert widths["language_model.layers.4.mlp.down_proj.weight"] == 8
+    assert widths["visual.blocks.2.attn.qkv.weight"] == 8
+    assert widths["language_model.embed_tokens.weight"] == 8
+    for name, bits in widths.items():
+        if "norm" in name or "patch_embed" in name or "pos_embed" in name or name.endswith("bias"):
+            assert bits is None, name
+    assert {width(name, 8, config) for name in widths} == {None, 8}
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_packs_on_the_way_as_in_memory(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = new_model(CONFIGS[name]).to(dtype)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path, bits=4)
+    assert torch.equal(logits(loaded), logits(quantize(model, 4)))
+    assert loaded.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["dense-yarn", "moe-mixed"])
+def test_a_packed_folder_is_mapped(name: str, bits: int, tmp_path: Path) -> None:
+    model = quantize(new_model(CONFIGS[name]), bits)
+    save_packed(model, tmp_path, bits)
+    loaded = load_model(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert packed_weights(loaded).keys() == packed_weights(model).keys()
+    assert num_bytes(loaded) == num_bytes(model) == expected_bytes(new_model(CONFIGS[name]), bits)
+    assert torch.equal(logits(load_model(tmp_path, bits=bits)), logits(model))
+    with pytest.raises(ConfigError, match=f"packed to {bits} bits"):
+        load_model(tmp_path, bits=12 - bits)
+
+
+def test_pieces_of_a_large_matrix_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model(CONFIGS["dense-tied"])
+    save_model(model, tmp_path)
+    whole = logits(load_model(tmp_path, bits=8))
+    monkeypatch.setattr("foveal.model.checkpoint.PIECE_BYTES", 4000)
+    assert torch.equal(logits(load_model(tmp_path, bits=8)), whole)
+
+
+def test_a_packed_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    save_packed(quantize(new_model(CONFIGS["dense-tied"]), 8), tmp_path, 8)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"layers\.4\.\S+ is unexpected"):
+        load_model(tmp_path)
+    config["text_config"]["num_hidden_layers"] = 6
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"layers\.5\.\S+ is missing"):
+        load_model(tmp_path)
+    config["quantization_config"]["group_size"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="groups of 32"):
+        load_model(tmp_path)
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(new_model(CONFIGS["dense-tied"]), tmp_path)
+    with pytest.raises(ConfigError, match="8 or 4 bits"):
+        load_model(tmp_path, bits=3)
+    with pytest.raises(ConfigError, match="not on meta"):
+        load_model(tmp_path, bits=8, device="meta")
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    with pytest.raises(ConfigError, match="native kernels"):
+        check_bits(8)
+
+
+def test_modules_alone() -> None:
+    weight, bias, x = torch.randn(40, 70), torch.randn(40), torch.randn(2, 3, 70)
+    packed = kernels.pack(weight, 8)
+    linear = nn.Linear(70, 40)
+    linear.weight.data, linear.bias.data = kernels.unpack(packed), bias
+    assert torch.allclose(PackedLinear(packed, bias)(x), linear(x), atol=0.3)
+    assert torch.equal(PackedLinear(packed, bias)(x)[1], PackedLinear(packed, bias)(x[1]))
+    table = PackedEmbedding(packed)
+    ids = torch.tensor([3, 0, 39, 3])
+    assert torch.equal(table(ids), kernels.unpack(packed)[ids])
+    assert torch.equal(table.score(x[0]), PackedLinear(packed)(x[0]))
+    empty = PackedExperts([packed], [packed], [kernels.pack(torch.randn(70, 40), 8)])
+    rows = torch.empty(0, 70)
+    assert empty(rows, torch.empty(0, 1), torch.empty(0, 1, dtype=torch.long)).shape == (0, 70)
