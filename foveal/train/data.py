@@ -33,14 +33,15 @@ class CellTargets:
 
     classes: (V, merge*merge, 2) int64, kind and colour of every patch of a token;
     chars: (V, merge*merge, QUARTERS) int64, the character in every quarter of a patch (digits are narrower than a patch);
-    boxes: (V, 4) float32, x1 y1 x2 y2 in 0..1 of the thing that covers most of the token, NO_BOX where there is none;
-    centres: (V,) float32, 1 where the middle of a thing lies in the token.
+    boxes: (V, 4) float32, x1 y1 x2 y2 in 0..1 of the picture: the part, inside the token, of the thing that covers most of
+    it, NO_BOX where there is none; marks: (V, 5) float32, 1 where the middle of a thing, its left end, top, right end, bottom
+    lies in the token.
     """
 
     classes: np.ndarray
     chars: np.ndarray
     boxes: np.ndarray
-    centres: np.ndarray
+    marks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
     classes = np.zeros((len(patches.pixels), 2), np.int64)
     chars = np.zeros((len(patches.pixels), QUARTERS), np.int64)
     boxes = np.full((len(patches.pixels) // block, 4), NO_BOX, np.float32)
-    centres = np.zeros(len(boxes), np.float32)
+    marks = np.zeros((len(boxes), 5), np.float32)
     tokens = patches.coords[::block]
     for t, (rows, columns) in enumerate(patches.grids):
         size = rows * vision.patch_size, columns * vision.patch_size
@@ -128,37 +129,35 @@ def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTarg
         chars[mine] = fine.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(rows, columns, QUARTERS)[at]
         here = tokens[:, 0] == t
         places = tokens[here, 1:] // vision.spatial_merge_size
-        ends = _boxes(item.object_map[frame])
-        boxes[here] = _token_boxes(item.object_map[frame], ends, places, size, vision.factor)
-        middles = (ends[:-1, [1, 0]] + ends[:-1, [3, 2]]) / 2 * np.array(size) // vision.factor
-        middles = middles[ends[:-1, 0] != NO_BOX]
-        centres[here] = (places[:, None] == middles[None]).all(-1).any(-1)
-    return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes, centres)
+        counts = np.array([rows, columns]) // vision.spatial_merge_size
+        boxes[here], marks[here] = _parts(item.object_map[frame], places, counts)
+    return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes, marks)
 
 
-def _boxes(objects: np.ndarray) -> np.ndarray:
-    """Measure the things of an object map (H, W): (n + 1, 4) x1 y1 x2 y2 in 0..1, NO_BOX for those not seen and the last."""
-    height, width = objects.shape
-    ends = np.full((int(objects.max()) + 2, 4), NO_BOX, np.float32)
-    for i in range(int(objects.max()) + 1):
-        ys, xs = np.nonzero(objects == i)
-        if len(ys):
-            ends[i] = xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height
-    return ends
+def _parts(objects: np.ndarray, places: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Measure, for tokens at rows and columns `places` (n, 2) of a grid of `counts`, what they show of the objects (H, W).
 
-
-def _token_boxes(objects: np.ndarray, ends: np.ndarray, at: np.ndarray, size: tuple[int, int], factor: int) -> np.ndarray:
-    """Find, for tokens at (n, 2) rows and columns, the box of the thing seen most often in each. Return (n, 4) in 0..1."""
-    if len(ends) == 1:
-        return np.full((len(at), 4), NO_BOX, np.float32)
-    height, width = objects.shape
-    points = 4
-    step = (np.arange(points) + 0.5) * factor / points
-    ys = ((at[:, :1] * factor + step) * height / size[0]).astype(int)
-    xs = ((at[:, 1:] * factor + step) * width / size[1]).astype(int)
-    seen = objects[ys[:, :, None], xs[:, None, :]].reshape(len(at), -1).astype(np.int64)
-    counts = np.stack([(seen == i).sum(axis=1) for i in range(len(ends) - 1)], axis=1)
-    return ends[np.where(counts.max(axis=1) > 0, counts.argmax(axis=1), len(ends) - 1)]
+    Return boxes (n, 4) and marks (n, 5) as in CellTargets.
+    """
+    size = np.array(objects.shape)
+    low, high = (places * size / counts).round().astype(int), ((places + 1) * size / counts).round().astype(int)
+    boxes, marks = np.full((len(places), 4), NO_BOX, np.float32), np.zeros((len(places), 5), np.float32)
+    shown = np.full(len(places), -1)
+    for i, ((y1, x1), (y2, x2)) in enumerate(zip(low, high, strict=True)):
+        inside = objects[y1:y2, x1:x2]
+        things = inside[inside >= 0]
+        if len(things):
+            shown[i] = np.bincount(things).argmax()
+            ys, xs = np.nonzero(inside == shown[i])
+            boxes[i] = x1 + xs.min(), y1 + ys.min(), x1 + xs.max() + 1, y1 + ys.max() + 1
+    for thing in np.unique(shown[shown >= 0]):
+        mine = shown == thing
+        ends = np.concatenate([boxes[mine, :2].min(0), boxes[mine, 2:].max(0)])
+        marks[mine, 1:] = np.abs(boxes[mine] - ends) <= 2  # pixels
+        middle = ((ends[1] + ends[3]) / 2, (ends[0] + ends[2]) / 2)
+        marks[((low <= middle) & (middle < high)).all(1), 0] = 1
+    boxes[shown >= 0] /= np.tile(size[::-1], 2)
+    return boxes, marks
 
 
 @dataclass(frozen=True)

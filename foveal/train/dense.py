@@ -4,8 +4,9 @@ Plain question answering from random weights spends hours on learning to see. Li
 under every patch, the character under every quarter of one, and the box of the thing under every token, teach that in
 minutes. They are thrown away.
 
-Ends of boxes are learned twice: as numbers, which compare well, and as one of 32 intervals each, from which a decoder can
-read digits without arithmetic. One token in each thing, that of its middle, is told apart: things are counted by it.
+What a token shows of a thing is boxed twice: in numbers, which compare well, and in one of 32 intervals for each end, from
+which a decoder can read digits without arithmetic. Only the part inside the token, since that is seen there; the ends of the
+whole thing are in the tokens that are marked as its ends. One token, that of the middle, is marked for things to be counted by.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class DenseHeads(nn.Module):
         super().__init__()
         kinds, colours, chars = CLASSES
         self.patches = patches_per_token
-        self.sizes = (patches_per_token * (kinds + colours), patches_per_token * QUARTERS * chars, 4, 4 * INTERVALS, 1)
+        self.sizes = (patches_per_token * (kinds + colours), patches_per_token * QUARTERS * chars, 4, 4 * INTERVALS, 5)
         self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(levels))
         self.weights = class_weights()
 
@@ -50,14 +51,14 @@ class DenseHeads(nn.Module):
         classes = torch.from_numpy(np.concatenate([t.classes for t in targets])).flatten(0, 1)
         chars = torch.from_numpy(np.concatenate([t.chars for t in targets])).flatten()
         boxes = torch.from_numpy(np.concatenate([t.boxes for t in targets]))
-        centres = torch.from_numpy(np.concatenate([t.centres for t in targets]))
+        marks = torch.from_numpy(np.concatenate([t.marks for t in targets]))
         has_box = boxes[:, 0] != NO_BOX
         wanted = {"kind": classes[:, 0], "colour": classes[:, 1], "char": chars}
         loss, right = tokens.embeddings.new_zeros((), dtype=torch.float32), {}
         for level, head in enumerate(self.heads):
             rows = tokens.embeddings if level == 0 else tokens.taps[level - 1]
             # Scale-free: what the decoder sees is normed too.
-            things, letters, ends, intervals, middle = head(F.rms_norm(rows.float(), rows.shape[-1:])).split(self.sizes, dim=-1)
+            things, letters, ends, intervals, marked = head(F.rms_norm(rows.float(), rows.shape[-1:])).split(self.sizes, dim=-1)
             kind, colour = things.reshape(len(rows) * self.patches, -1).split(CLASSES[:2], dim=-1)
             scores = {"kind": kind, "colour": colour, "char": letters.reshape(-1, CLASSES[2])}
             for (name, said), weight in zip(scores.items(), self.weights, strict=True):
@@ -65,7 +66,7 @@ class DenseHeads(nn.Module):
                 loss = loss + F.cross_entropy(said, truth, weight=weight)
                 if level == 0 and bool((shown := truth > 0).any()):
                     right[f"cell_{name}"] = (said.detach().argmax(-1) == truth)[shown].float().mean().item()
-            loss = loss + F.binary_cross_entropy_with_logits(middle[:, 0], centres)
+            loss = loss + 2 * F.binary_cross_entropy_with_logits(marked, marks)
             if bool(has_box.any()):
                 # Nearly the plain distance: a square stops pushing while a box is still a tenth of the picture off.
                 loss = loss + 8 * F.smooth_l1_loss(ends[has_box], boxes[has_box], beta=0.02)

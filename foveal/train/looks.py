@@ -60,6 +60,23 @@ class Scene:
         rows, covered, _ = self._cover((frame, (*middle, middle[0] + 1, middle[1] + 1)))
         return rows[[covered.argmax()]]
 
+    def ends(self, box: Box) -> list[np.ndarray]:
+        """Find the rows that show the left end, top, right end and bottom of the thing that has this box in a picture."""
+        x1, y1, x2, y2 = box
+        height, width = self.item.pixels.shape[1:3]
+        rows, columns = self.patches.grids[0]
+        inside = self.item.object_map[0, y1:y2, x1:x2]
+        thing = [thing.box for thing in self.item.things].index(box)
+        ys, xs = np.nonzero(inside == thing)
+        tokens = (ys + y1) * (rows // self.patches.merge) // height, (xs + x1) * (columns // self.patches.merge) // width
+        coords = self.patches.coords[:: self.patches.merge**2, 1:] // self.patches.merge
+        slots = np.flatnonzero(self.sequence.vision_rows >= 0)
+        found = []
+        for at_end in (xs == xs.min(), ys == ys.min(), xs == xs.max(), ys == ys.max()):
+            seen = np.stack([part[at_end] for part in tokens], axis=1)
+            found.append(slots[(coords[:, None] == seen[None]).all(-1).any(-1)])
+        return found
+
     def _cover(self, place: Place) -> tuple[np.ndarray, np.ndarray, float]:
         """Return the rows of the place's frame (n,), how many pixels of the box each shows (n,), and a token's pixels."""
         frame, (x1, y1, x2, y2) = place
@@ -115,7 +132,10 @@ def _told(question: Question, places: list[Place], scene: Scene) -> Iterator[tup
         for i in range(len(answer)):
             yield i, i + 1, 0, (scene.showing((frame, (ends[i], y1, ends[i + 1], y2))),)
     elif question.kind == "box":
-        yield answer.index(" [") + 2, answer.index("]"), 0, (scene.showing(places[0]),)
+        first = answer.index(" [") + 2
+        for number, rows in zip(answer[first : answer.index("]")].split(", "), scene.ends(places[0][1]), strict=True):
+            yield first, first + len(number), 0, (rows,)
+            first += len(number) + 2
     elif question.kind == "describe":
         first = 0
         for name, place in zip(answer.split(", "), places, strict=True):

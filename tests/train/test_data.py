@@ -55,10 +55,18 @@ def test_dense_targets_lie_where_the_things_are(tiny: Tiny, seed: int) -> None:
     y, x = (example.patches.coords[inside, 1:] + 0.5).T / np.array([[rows], [columns]])
     slack_y, slack_x = 1 / rows, 1 / columns
     assert np.all((x > box[0] - slack_x) & (x < box[2] + slack_x) & (y > box[1] - slack_y) & (y < box[3] + slack_y))
-    boxes = example.cells.boxes
+    boxes, marks = example.cells.boxes, example.cells.marks
     seen = boxes[:, 0] != NO_BOX
-    assert seen.any()
-    assert np.allclose(boxes[seen], box, atol=2.5 / min(height, width))  # antialiased edges
+    whole = np.concatenate([boxes[seen, :2].min(0), boxes[seen, 2:].max(0)])
+    assert np.allclose(whole, box, atol=2.5 / min(height, width))  # antialiased edges
+    at = example.patches.coords[::4, 1:] // 2
+    low = at[:, ::-1] / (np.array([columns, rows]) / 2)
+    slack = 1 / np.array([width, height])
+    assert np.all(boxes[seen, :2] >= low[seen] - slack) and np.all(boxes[seen, 2:] <= low[seen] + 2 / np.array([columns, rows]) + slack)
+    for end in range(4):
+        there = marks[:, 1 + end] == 1
+        assert there.any() and np.allclose(boxes[there, end], box[end], atol=5 / min(height, width))
+    assert marks[:, 0].sum() == 1
 
 
 def test_a_mix_is_decided_by_its_seed(tiny: Tiny) -> None:

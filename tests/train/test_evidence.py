@@ -65,7 +65,10 @@ def test_looks_go_to_the_things(tiny: Tiny, seed: int) -> None:
             ids = example.sequence.token_ids
             said = b"".join(maker.tokenizer.token_bytes(int(ids[look.row + 1])) for look in answers).decode()
             ends = question.answer[question.answer.index(" [") + 2 : question.answer.index("]")]
-            assert said.replace(" ", "") == ends.replace(" ", "")
+            assert said.replace(" ", "") == ends.replace(",", "").replace(" ", "")
+            (box,) = question.boxes
+            columns = {int(at[row][1]) for look in answers for row in look.parts[0]}
+            assert min(columns) == box[0] // 32 and max(columns) == (box[2] - 1) // 32
         else:
             assert all(any(inside(row, box) for box in question.boxes) for look in answers for row in look.parts[0])
 
