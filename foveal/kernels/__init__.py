@@ -41,6 +41,7 @@ __all__ = [
     "swiglu",
     "take_rows",
     "threads",
+    "turn",
     "unpack",
     "use_path",
 ]
@@ -297,6 +298,20 @@ def _quantise(x: Array, norm: int | None, eps: float, out: Activations | None) -
     elif (out.rows, out.columns) != (rows, columns):
         raise ValueError(f"out is for {out.rows} rows of {out.columns}; {rows} of {columns} are needed")
     _done(_library().foveal_quantise_rows(address, norm, eps, rows, columns, stride, *out._at), "activations")
+    return out
+
+
+def turn(x: Array, weight: Array, eps: float, cos: Array, sin: Array) -> Array:
+    """Norm heads x (T, N, H) float32 by RMSNorm with a weight (H,), then turn their halves by cos and sin (T, H / 2)."""
+    if x.ndim != 3 or x.shape[2] % 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; (T, N, H) with an even H is needed")
+    tokens, heads, dim = (int(n) for n in x.shape)
+    at = _dense(x, "x", ("float32",), (tokens, heads, dim))
+    tables = [_dense(table, what, ("float32",), (tokens, dim // 2)) for table, what in ((cos, "cos"), (sin, "sin"))]
+    out = _empty(x, (tokens, heads, dim), "float32")
+    to = _dense(out, "out", ("float32",), (tokens, heads, dim))
+    norm = _dense(weight, "norm weight", ("float32",), (dim,))
+    _done(_library().foveal_turn(at, norm, eps, *tables, tokens, heads, dim, heads * dim, to), "heads")
     return out
 
 

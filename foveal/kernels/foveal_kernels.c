@@ -258,6 +258,13 @@ struct attend_job {
     float *out;
 };
 
+struct turn_job {
+    const float *x, *weight, *cosines, *sines;
+    float eps;
+    int64_t tokens, heads, dim, stride;
+    float *out;
+};
+
 /* ---------------------------------------------------------------- loops for any compiler
  *
  * Plain C over short fixed lengths, always inlined; the macro EACH_TARGET at the end compiles them for each instruction
@@ -318,6 +325,23 @@ INLINE void quantise_part(const void *context, int64_t part) { /* one tile of ro
             }
             int status = quantise_group(group, count, job->out.codes + at * GROUP, job->out.scales + at, job->out.sums + at);
             if (status) atomic_store(job->status, status);
+        }
+    }
+}
+
+INLINE void turn_part(const void *context, int64_t part) { /* the heads of TILE tokens */
+    const struct turn_job *job = context;
+    int64_t half = job->dim / 2;
+    for (int64_t t = part * TILE, end = least(t + TILE, job->tokens); t < end; t++) {
+        const float *c = job->cosines + t * half, *s = job->sines + t * half, *w = job->weight;
+        for (int64_t h = 0; h < job->heads; h++) {
+            const float *x = job->x + t * job->stride + h * job->dim;
+            float *out = job->out + (t * job->heads + h) * job->dim, r = inverse_rms(x, job->dim, job->eps);
+            for (int64_t i = 0; i < half; i++) {
+                float a = x[i] * r * w[i], b = x[half + i] * r * w[half + i];
+                out[i] = a * c[i] - b * s[i];
+                out[half + i] = b * c[i] + a * s[i];
+            }
         }
     }
 }
@@ -521,7 +545,8 @@ INLINE void attend_part(const void *context, int64_t head) {
     target static void quantise_##name(const void *job, int64_t part) { quantise_part(job, part); }        \
     target static void pack_##name(const void *job, int64_t part) { pack_part(job, part); }                \
     target static void product_##name(const void *job, int64_t part) { product_part(job, part); }          \
-    target static void attend_##name(const void *job, int64_t part) { attend_part(job, part); }
+    target static void attend_##name(const void *job, int64_t part) { attend_part(job, part); }            \
+    target static void turn_##name(const void *job, int64_t part) { turn_part(job, part); }
 
 /* ---------------------------------------------------------------- tiles: portable C */
 
@@ -754,9 +779,9 @@ EACH_TARGET(dotprod, DOTPROD)
 struct path {
     const char *name;
     tile_fn *tile8, *tile4;
-    part_fn *quantise, *pack, *product, *attend;
+    part_fn *quantise, *pack, *product, *attend, *turn;
 };
-#define PATH(name) {#name, tile8_##name, tile4_##name, quantise_##name, pack_##name, product_##name, attend_##name}
+#define PATH(name) {#name, tile8_##name, tile4_##name, quantise_##name, pack_##name, product_##name, attend_##name, turn_##name}
 
 static const struct path paths[] = { /* slowest first */
     PATH(portable),
@@ -804,7 +829,7 @@ static const struct path *path(void) {
  * All return a status; pointers are the caller's, strides are in elements, T may be 0. The Python side checks shapes.
  */
 
-EXPORT int foveal_interface(void) { return 1; } /* to be raised when a signature or a layout changes */
+EXPORT int foveal_interface(void) { return 2; } /* to be raised when a signature or a layout changes */
 
 /* The name of path `index`, NULL past the last; an empty name where this machine lacks it. */
 EXPORT const char *foveal_path_name(int index) { return index < 0 || index >= PATHS ? NULL : present(index) ? paths[index].name : ""; }
@@ -875,6 +900,16 @@ EXPORT int foveal_attend(const float *q, const void *keys, const void *values, i
     struct attend_job job = {q, keys, values, key_scales, value_scales, type, heads, kv_heads, positions, dim, key_stride,
                              value_stride, key_scale_stride, value_scale_stride, scale, out};
     run(path()->attend, &job, kv_heads);
+    return DONE;
+}
+
+/* Heads of queries or keys, x (tokens, heads, dim) with rows `stride` apart: RMSNorm of each, then its two halves turned by
+ * cosines and sines (tokens, dim / 2). out (tokens, heads, dim). */
+EXPORT int foveal_turn(const float *x, const float *weight, float eps, const float *cosines, const float *sines, int64_t tokens,
+                       int64_t heads, int64_t dim, int64_t stride, float *out) {
+    if (dim < 2 || dim % 2) return BAD_ARGUMENT;
+    struct turn_job job = {x, weight, cosines, sines, eps, tokens, heads, dim, stride, out};
+    run(path()->turn, &job, (tokens + TILE - 1) / TILE);
     return DONE;
 }
 

@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("foveal_kernels.c")
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math")  # fmt: skip
-INTERFACE = 1
+INTERFACE = 2
 _REMEDY = (
     "install a C compiler (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install) "
     "or name one in the environment variable CC"
@@ -114,6 +114,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
             pointer, pointer, pointer, number, pointer, pointer, count, count, count, count, count, count, count, count, real,
             pointer,
         ),
+        "foveal_turn": (pointer, pointer, real, pointer, pointer, count, count, count, count, pointer),
         "foveal_quantise_cache": (pointer, count, count, pointer, pointer),
         "foveal_read": (pointer, count),
     }  # fmt: skip

@@ -110,6 +110,13 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x * inverse[:, None] * np.asarray(weight, np.float32)
 
 
+def turn(x: Array, weight: Array, eps: float, cos: Array, sin: Array) -> Array:
+    """x (T, N, H), cos and sin (T, H / 2) → every head normed, then its halves turned."""
+    first, second = np.split(rms_norm(x.reshape(-1, x.shape[2]), weight, eps).reshape(x.shape), 2, axis=2)
+    c, s = cos[:, None], sin[:, None]
+    return np.concatenate([first * c - second * s, second * c + first * s], axis=2)
+
+
 def matmul(x: Array, codes: Array, scales: Array, rows: int, bias: Array | None = None) -> Array:
     """x (T, K) → (T, N): exact integer sums inside a group, one float32 addition a group."""
     a, a_scales, _ = quantise(x)

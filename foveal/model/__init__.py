@@ -69,11 +69,14 @@ class Qwen3VL(nn.Module):
         return table.score(hidden) if isinstance(table, PackedEmbedding) else F.linear(hidden, table.weight)
 
     def new_cache(self, capacity: int = 256) -> KVCache:
-        """Make an empty cache for one request."""
-        text = self.config.text
+        """Make an empty cache for one request: in the weights' dtype, of a packed model in bfloat16.
+
+        At 2,000 tokens a float32 cache of the 2B shape would be a quarter more to read beside 8-bit weights.
+        """
+        text, packed = self.config.text, isinstance(self.language_model.embed_tokens, PackedEmbedding)
         return KVCache(
             text.num_hidden_layers, text.num_key_value_heads, text.head_dim,
-            dtype=self.dtype, device=self.device, capacity=capacity,
+            dtype=torch.bfloat16 if packed else self.dtype, device=self.device, capacity=capacity,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal import kernels
+
 
 class KVCache:
     """Keys and values of one request in all layers; grows by doubling.
@@ -112,6 +114,11 @@ def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attend with q (n, N, H) as the last n of the S positions in keys and values (G, S, H)."""
     n, heads, dim = q.shape
     groups, total = keys.shape[0], keys.shape[1]
+    if keys.dtype != q.dtype:  # a packed model's cache
+        if n == 1:
+            one: Tensor = kernels.attend(q[0], keys, values)
+            return one[None]
+        keys, values = keys.to(q.dtype), values.to(q.dtype)
     if n == 1:
         # One query a group of heads: the heads take the place of the positions, and no key is copied.
         grouped = q.view(1, groups, heads // groups, dim)

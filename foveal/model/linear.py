@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from foveal import kernels
 from foveal.kernels import Activations, Packed
+from foveal.model.rms_norm import RMSNorm
+from foveal.model.rope import rotate
 
 
 class PackedLinear(nn.Module):
@@ -63,22 +65,36 @@ class PackedExperts(nn.Module):
         return out
 
 
+class QuantisingNorm(RMSNorm):
+    """An RMSNorm whose rows are on their way to packed linears: it hands them over quantised."""
+
+    def forward(self, x: Tensor) -> Activations:  # type: ignore[override]
+        return kernels.rms_quantise(x, self.weight, self.eps)
+
+
+class TurningNorm(RMSNorm):
+    """The norm of queries or keys, together with the turn that follows it."""
+
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Norm and turn heads (T, N, H) by tables (T, H/2)."""
+        out: Tensor = kernels.turn(x, self.weight, self.eps, cos, sin)
+        return out
+
+
+def turned(norm: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Norm heads (T, N, H), then turn them by tables (T, H/2); in one pass where the norm can."""
+    return norm.turn(x, cos, sin) if isinstance(norm, TurningNorm) else rotate(norm(x), cos, sin)
+
+
 def _product(x: Tensor | Activations, packed: Packed, bias: Tensor | None) -> Tensor:
     out: Tensor = kernels.matmul(x, packed, bias)
     return out
 
 
-def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
-    """Put rows (T, K) through several linears; packed ones share the quantised rows."""
-    if isinstance(linears[0], PackedLinear):
-        rows = kernels.quantise(x)
-        return tuple(linear(rows) for linear in linears)
-    return tuple(linear(x) for linear in linears)
-
-
-def swiglu(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor:
+def swiglu(x: Tensor | Activations, gate: nn.Module, up: nn.Module) -> Tensor:
     """Return silu(gate(x)) * up(x) for rows (T, K); of packed linears in one pass, with nothing in between stored."""
     if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear):
         out: Tensor = kernels.swiglu(x, gate.packed, up.packed)
         return out
+    assert isinstance(x, Tensor)  # only packed linears are given quantised rows
     return F.silu(gate(x)) * up(x)

@@ -24,8 +24,9 @@ from foveal.errors import CheckpointError, ConfigError
 from foveal.kernels import Packed
 from foveal.model import Qwen3VL
 from foveal.model.checkpoint import Scratch, Source, disk_name
-from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear
-from foveal.model.moe import Experts
+from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear, QuantisingNorm, TurningNorm
+from foveal.model.moe import Experts, SparseMLP
+from foveal.model.rms_norm import RMSNorm
 from foveal.model.save import copy_companions, staged, write_json, write_weights
 from foveal.model.tensorfile import TensorFile
 
@@ -79,6 +80,7 @@ def pack_into(model: Qwen3VL, sources: Mapping[str, Source], bits: int) -> None:
             matrices = _matrices(name, piece.transpose(1, 2) if source.flipped else piece)
             experts += [kernels.pack(part, chosen[name]) for part in matrices]
         _place_experts(model, name, experts)
+    fuse(model)
 
 
 def _pack_matrix(source: Source, bits: int, scratch: Scratch) -> Packed:
@@ -104,7 +106,7 @@ def quantize(model: Qwen3VL, bits: int) -> Qwen3VL:
             _place_experts(model, name, [kernels.pack(part, chosen) for part in _matrices(name, value)])
         else:
             place(model, name, kernels.pack(value, chosen))
-    return model.float().eval()
+    return fuse(model.float())
 
 
 def _matrices(name: str, value: Tensor) -> Iterator[Tensor]:
@@ -140,6 +142,24 @@ def _place_experts(model: Qwen3VL, name: str, packed: list[Packed]) -> None:
         standing.gate, standing.up = packed[::2], packed[1::2]
     else:
         standing.down = packed
+
+
+def fuse(model: Qwen3VL) -> Qwen3VL:
+    """Let the norms of a packed model do what follows them: quantise rows for packed linears, turn queries and keys."""
+    for layer in model.language_model.layers:
+        attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+        replaced: list[tuple[nn.Module, str, type[RMSNorm]]] = [
+            (layer, "input_layernorm", QuantisingNorm), (attention, "q_norm", TurningNorm), (attention, "k_norm", TurningNorm),
+        ]  # fmt: skip
+        if not isinstance(mlp, SparseMLP):  # a router reads plain rows
+            replaced.append((layer, "post_attention_layernorm", QuantisingNorm))
+        for parent, name, kind in replaced:
+            norm = parent.get_submodule(name)
+            assert isinstance(norm, RMSNorm)
+            fused = kind(norm.weight.shape[0], norm.eps)
+            fused.weight = norm.weight
+            setattr(parent, name, fused)
+    return model.eval()
 
 
 def packed_weights(model: Qwen3VL) -> dict[str, Packed]:
@@ -260,5 +280,6 @@ def fill_packed(model: Qwen3VL, bits: int, path: Path) -> None:
             raise CheckpointError(f"{path} does not match its config.json: {'; '.join(problems[:8])}{more}; pack it again")
         for put in weights:
             put()  # biases are in place by now
+        fuse(model)
     finally:
         file.close()

@@ -73,5 +73,5 @@ def axis_of_frequency(section: tuple[int, int, int], interleaved: bool) -> Tenso
 
 def text_tables(position_ids: Tensor, inv_freq: Tensor, axes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Make float32 cos and sin, (T, H/2), from positions (3, T)."""
-    angles = position_ids.float()[axes].T * inv_freq
+    angles = position_ids.float()[axes].T.contiguous() * inv_freq
     return angles.cos() * scale, angles.sin() * scale

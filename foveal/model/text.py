@@ -10,23 +10,12 @@ from torch import Tensor, nn
 
 from foveal.batch import Batch
 from foveal.config import TextConfig
+from foveal.kernels import Activations
 from foveal.model.attention import KVCache, attend
-from foveal.model.linear import PackedEmbedding, project, swiglu
+from foveal.model.linear import PackedEmbedding, swiglu, turned
 from foveal.model.moe import SparseMLP
-from foveal.model.rope import axis_of_frequency, inverse_frequencies, rotate, text_tables
-
-
-class RMSNorm(nn.Module):
-    """Scale rows to unit mean square in float32, then by the weight in the input's dtype (reference: Qwen3VLTextRMSNorm)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+from foveal.model.rms_norm import RMSNorm
+from foveal.model.rope import axis_of_frequency, inverse_frequencies, text_tables
 
 
 class Attention(nn.Module):
@@ -44,13 +33,15 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(h, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int], caches: Sequence[KVCache] | None
-    ) -> Tensor:
-        heads = (x.shape[0], -1, self.head_dim)
-        q, k, v = (rows.view(heads) for rows in project(x, self.q_proj, self.k_proj, self.v_proj))
-        q = rotate(self.q_norm(q), *tables)  # (T, N, H)
-        k = rotate(self.k_norm(k), *tables)  # (T, G, H)
+        self, x: Tensor | Activations, tables: tuple[Tensor, Tensor], lengths: Sequence[int],
+        caches: Sequence[KVCache] | None,
+    ) -> Tensor:  # fmt: skip
+        q, k, v = (self._heads(linear(x)) for linear in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = turned(self.q_norm, q, *tables), turned(self.k_norm, k, *tables)  # (T, N, H), (T, G, H)
         return self.o_proj(attend(q, k, v, lengths, caches, self.layer).flatten(1))
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        return rows.view(len(rows), -1, self.head_dim)
 
 
 class MLP(nn.Module):
@@ -62,7 +53,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Activations) -> Tensor:
         out: Tensor = self.down_proj(swiglu(x, self.gate_proj, self.up_proj))
         return out
 

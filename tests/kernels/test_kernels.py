@@ -134,6 +134,21 @@ def test_rms_quantise(tokens: int, columns: int) -> None:
     np.testing.assert_allclose(oracle.rms_norm(x, weight, 1e-6), exact, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+@pytest.mark.parametrize(("heads", "dim"), [(1, 2), (3, 24), (2, 128), (5, 34)])
+def test_turn(tokens: int, heads: int, dim: int) -> None:
+    x, weight = normal(tokens, heads, dim), normal(dim, seed=1)
+    cos, sin = normal(tokens, dim // 2, seed=2), normal(tokens, dim // 2, seed=3)
+    assert np.array_equal(kernels.turn(x, weight, 1e-6, cos, sin), oracle.turn(x, weight, 1e-6, cos, sin))
+
+
+def test_turn_refuses_odd_heads_and_other_tables() -> None:
+    with pytest.raises(ValueError, match="even"):
+        kernels.turn(normal(2, 3, 5), normal(5), 1e-6, normal(2, 2), normal(2, 2))
+    with pytest.raises(ValueError, match="cos has shape"):
+        kernels.turn(normal(2, 3, 6), normal(6), 1e-6, normal(2, 6), normal(2, 3))
+
+
 @given(seed=st.integers(0, 2**32 - 1), power=st.integers(-140, 120))
 @settings(max_examples=25, deadline=None)
 def test_quantise_any_size_of_number(seed: int, power: int) -> None:

@@ -174,3 +174,26 @@ def test_modules_alone() -> None:
     empty = PackedExperts([packed], [packed], [kernels.pack(torch.randn(70, 40), 8)])
     rows = torch.empty(0, 70)
     assert empty(rows, torch.empty(0, 1), torch.empty(0, 1, dtype=torch.long)).shape == (0, 70)
+
+
+@pytest.mark.parametrize("name", ["dense-tied", "released-heads"])
+def test_cached_as_fresh(name: str) -> None:
+    """The cache is bfloat16: chunks and single steps see the same rounded keys, so they agree with one another closely."""
+    model = quantize(new_model(CONFIGS[name]), 8)
+    ids, places = torch.randint(0, 200, (40,)), torch.arange(40).expand(3, -1)
+    none = torch.empty(0, dtype=torch.long)
+
+    def run(*stops: int) -> Tensor:
+        cache, out, start = model.new_cache(8), [], 0
+        assert cache.num_bytes == 8 * 2 * 2 * cache._store.shape[0] * cache._store.shape[2] * cache._store.shape[4]
+        for stop in stops:
+            batch = Batch(ids[start:stop], places[:, start:stop], (stop - start,), none)
+            with torch.inference_mode():
+                out.append(model(batch, [cache]))
+            start = stop
+        return torch.cat(out)
+
+    whole, windows, steps = run(40), run(17, 40), run(*range(1, 41))
+    for other in (windows, steps):
+        off = (whole - other).norm(dim=-1) / whole.norm(dim=-1)
+        assert off[:3].max() < 1e-3 and off.median() < 0.1

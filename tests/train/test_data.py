@@ -62,7 +62,9 @@ def test_dense_targets_lie_where_the_things_are(tiny: Tiny, seed: int) -> None:
     at = example.patches.coords[::4, 1:] // 2
     low = at[:, ::-1] / (np.array([columns, rows]) / 2)
     slack = 1 / np.array([width, height])
-    assert np.all(boxes[seen, :2] >= low[seen] - slack) and np.all(boxes[seen, 2:] <= low[seen] + 2 / np.array([columns, rows]) + slack)
+    assert np.all(boxes[seen, :2] >= low[seen] - slack) and np.all(
+        boxes[seen, 2:] <= low[seen] + 2 / np.array([columns, rows]) + slack
+    )
     for end in range(4):
         there = marks[:, 1 + end] == 1
         assert there.any() and np.allclose(boxes[there, end], box[end], atol=5 / min(height, width))
