@@ -47,6 +47,15 @@ class Scene:
     item: Item
     patches: Patches
     sequence: Sequence
+    tokenizer: Tokenizer
+
+    def stamp(self, frame: int) -> np.ndarray:
+        """Find the rows of the timestamp before the part of a clip that holds a frame: <, digits, seconds>."""
+        row = int(self._cover((frame, (0, 0, 1, 1)))[0][0]) - 2  # before the vision start mark
+        rows = [row]
+        while b"<" not in self.tokenizer.token_bytes(int(self.sequence.token_ids[rows[-1]])):
+            rows.append(rows[-1] - 1)
+        return np.array(rows[::-1])
 
     def showing(self, place: Place) -> np.ndarray:
         """Find the rows whose token the box covers well, and in any case the one that shows most of it."""
@@ -94,7 +103,7 @@ class Scene:
 
 def looks(item: Item, patches: Patches, sequence: Sequence, turns: np.ndarray, tokenizer: Tokenizer) -> tuple[Look, ...]:
     """List all looks of an item's conversation. turns: (T,) the question that each answering row belongs to, -1 elsewhere."""
-    scene = Scene(item, patches, sequence)
+    scene = Scene(item, patches, sequence, tokenizer)
     lengths = np.array([len(tokenizer.token_bytes(int(i))) for i in sequence.token_ids])
     found: list[Look] = []
     start = int(np.flatnonzero(sequence.vision_rows >= 0)[-1]) + 1
@@ -141,6 +150,9 @@ def _told(question: Question, places: list[Place], scene: Scene) -> Iterator[tup
         for name, place in zip(answer.split(", "), places, strict=True):
             yield first, first + len(name), 0, (scene.showing(place),)
             first += len(name) + 2
+    elif question.kind in ("appear_time", "vanish_time"):
+        yield 0, len(answer), 0, (scene.showing(places[0]),)
+        yield 0, len(answer), 1, (scene.stamp(places[0][0]),)
     elif len(places) == 1:
         yield 0, len(answer), 0, (scene.showing(places[0]),)
     else:  # where it was and where it went
