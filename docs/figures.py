@@ -456,7 +456,49 @@ def embedded_model() -> Figure:
     return figure
 
 
-DRAWN = (architecture, shapes, positions, deepstack, timestamps, vision, language, thinking, data_flow, embedded_model)
+def quantization() -> Figure:
+    """Colour a packed block by address, found by packing one weight at a time; plot measured errors beside it."""
+    from foveal import kernels
+
+    places = np.zeros((16, 32), int)
+    for row, column in np.ndindex(*places.shape):
+        weight = np.zeros((16, 32), np.float32)
+        empty = kernels.pack(weight, 8).codes
+        weight[row, column] = 1
+        (places[row, column],) = np.flatnonzero(kernels.pack(weight, 8).codes.ravel() != empty.ravel())
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.6), width_ratios=(1.25, 1))
+    shown = left.imshow(places, cmap="viridis")
+    for row, column in ((0, 0), (0, 4), (1, 0), (15, 31)):
+        left.text(column, row, str(places[row, column]), ha="center", va="center", fontsize=6, color="white")
+    left.set(xlabel="32 columns: a group of each row", ylabel="16 rows", title="a block of 8-bit weights, by byte")
+    figure.colorbar(shown, ax=left, shrink=0.7)
+    file = max(RESULTS.glob("*-quantized.json"))
+    record = json.loads(file.read_text())
+    styles = (("8 bits", IMAGE), ("4 bits", VIDEO), ("7-bit by token", TEXT))
+    for what, line in (("linear", "-"), ("decoder", ":")):
+        for name, colour in styles:
+            times = [row["times"] for row in record[what]]
+            label = f"{name}, {'a linear' if what == 'linear' else 'logits'}"
+            right.plot(times, [row[name] for row in record[what]], line, marker="o", ms=3, color=colour, label=label)
+    right.set(xscale="log", yscale="log", xlabel="times that 8 channels are larger", title="relative error")
+    right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    return figure
+
+
+DRAWN = (
+    architecture,
+    shapes,
+    positions,
+    deepstack,
+    timestamps,
+    vision,
+    language,
+    thinking,
+    data_flow,
+    embedded_model,
+    quantization,
+)
 FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 
 
