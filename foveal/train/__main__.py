@@ -37,7 +37,7 @@ def main() -> None:
     from foveal.tokenizer import Tokenizer
     from foveal.train import mini
     from foveal.train.data import ExampleMaker
-    from foveal.train.initial import look_nearby
+    from foveal.train.initial import know_places, look_nearby
     from foveal.train.loop import Settings, Trainer
 
     torch.set_num_threads(args.threads)
@@ -52,6 +52,7 @@ def main() -> None:
     else:
         model.init_weights(settings.seed)
         look_nearby(model.visual, settings.seed)
+        know_places(model.visual, seed=settings.seed)
     stages = mini.further_stages() if args.start else mini.stages()
     trainer = Trainer(model, maker, settings, stages, args.folder)
     dtype = fastest_dtype() if args.dtype == "auto" else getattr(torch, args.dtype)

@@ -13,7 +13,7 @@ from foveal.batch import PatchBatch
 from foveal.config import ModelConfig
 from foveal.model import Qwen3VL
 from foveal.train.data import Example, ExampleMaker
-from foveal.train.initial import ACROSS, BESIDE, look_nearby
+from foveal.train.initial import ACROSS, BESIDE, know_places, look_nearby
 from foveal.train.teacher import FILE, LOG, Lessons, Teacher, by_patch, pictures, trained_teacher
 from foveal.world import Difficulty, picture_item
 
@@ -108,3 +108,15 @@ def test_heads_start_by_looking_at_a_neighbour_each(tiny: Tiny) -> None:
         for head in range(vision.num_heads):
             gaze = where[scores[head, middle].argmax()] - where[middle]
             assert gaze.tolist() == [far * d for d in (BESIDE, ACROSS)[i % 2][head]]
+
+
+def test_a_place_can_be_read_off_the_table(tiny: tuple[ModelConfig, ExampleMaker]) -> None:
+    model = Qwen3VL(tiny[0])
+    know_places(model.visual, 0.7)
+    table = model.visual.pos_embed.weight.detach()
+    assert table.pow(2).mean().sqrt().item() == pytest.approx(0.7, rel=1e-4)
+    side = tiny[0].vision.position_side
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side)) / (side - 1)
+    table = torch.cat([table, torch.ones(len(table), 1)], dim=1)
+    fit = torch.linalg.lstsq(table, places, driver="gelsd").solution
+    assert (table @ fit - places).abs().max() < 1e-2
