@@ -27,6 +27,8 @@ class Container:
         except ImportError:
             raise MissingDependency("PyAV", "video", f"reading the clip {self.name}") from None
         self._av_error: type[Exception] = av.FFmpegError  # the base; most of its kinds are also OSError or ValueError
+        # From 19 on PyAV decodes metadata when it is asked for, and has no such option.
+        lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(source.open())
             with self.guarded():
@@ -35,10 +37,10 @@ class Container:
                         file,
                         "r",
                         format=CLIPS[kind],
-                        metadata_errors="replace",
                         # FFmpeg already decodes while it looks for the parameters of the streams.
                         container_options={"codec_whitelist": ",".join(CODECS)},
                         timeout=max(deadline.remaining_s, 0.001),
+                        **lenient,
                     )
                 )
                 self.stream: Any = self._video_stream()
