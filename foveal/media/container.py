@@ -28,7 +28,7 @@ class Container:
             raise MissingDependency("PyAV", "video", f"reading the clip {self.name}") from None
         self._av_error: type[Exception] = av.FFmpegError  # the base; most of its kinds are also OSError or ValueError
         # From 19 on PyAV decodes metadata when it is asked for, and has no such option.
-        lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+        lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(source.open())
             with self.guarded():
