@@ -2,7 +2,9 @@
 
 "What colour is the star?" can be answered with any colour of the picture, right half of the time, and a decoder settles for
 that: to do better it must find the star first, and nothing rewards half of that. The generator knows where the star is, so
-rows are told where to look (train/looks.py).
+rows are told where to look (train/looks.py), and what they took from there must say where it was: a linear map of what the
+attention adds to a row reads the place off. Without that, "above or below" was learned, from the order of rows in the sequence,
+and "left or right" was not.
 """
 
 from __future__ import annotations
@@ -11,35 +13,42 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from foveal.model.rope import rotate
 from foveal.model.text import Attention, TextModel
 from foveal.train.data import Example
-from foveal.train.listen import Listener
-from foveal.train.looks import ANSWER, WORDS
+from foveal.train.listen import Heard, Listener
+from foveal.train.looks import ANSWER, WORDS, Look
 
 Tables = tuple[Tensor, Tensor]
 
 
-class Evidence:
+PLACES = 4.0  # weight of the places, in shares of a picture's side, beside the looks
+
+
+class Evidence(nn.Module):
     """Reads the attention of two layers, one for a question's words and one for its answer, and says how much is amiss."""
 
     def __init__(self, text: TextModel) -> None:
+        super().__init__()
         depth = text.config.num_hidden_layers
         self.layers = {WORDS: depth // 6, ANSWER: depth // 2}
-        self.attention: dict[int, Attention] = {}
+        self.places = nn.ModuleList(nn.Linear(text.config.hidden_size, 4) for _ in self.layers)  # x, y of two heads
+        self.attention: dict[int, Attention] = {}  # a plain dict: they are the model's, not this module's
         for i in self.layers.values():
             attention = text.layers[i].get_submodule("self_attn")
             assert isinstance(attention, Attention)
             self.attention[i] = attention
         self.listener = Listener(self.attention)
 
-    def loss(self, examples: Sequence[Example]) -> Tensor:
-        """Return a () float32 loss for the batch that was just decoded while the listener was on.
+    def loss(self, examples: Sequence[Example]) -> tuple[Tensor, float]:
+        """Return a () float32 loss for the batch that was just decoded while the listener was on, and how far off places are.
 
         The weighted mean over looks of the cross-entropy between equal shares of attention for all parts and what they
         get, less that of equal shares: 0 where the attention is just so. Zero, too, if there are no looks.
+        To it, PLACES times the distance between the places that are read off and those that were looked at.
         """
         heard = self.listener.take()
         losses, weights, start = [], [], 0
@@ -56,7 +65,30 @@ class Evidence:
                         shares = [given[torch.from_numpy(part)].logsumexp(0) for part in look.parts]
                         losses.append(-torch.stack(shares).mean() - math.log(len(shares)))
                         weights.append(look.weight)
-        return torch.stack(losses) @ torch.tensor(weights) / sum(weights) if losses else torch.zeros(())
+        if not losses:
+            return torch.zeros(()), 0.0
+        off = self._off(examples, heard)
+        return torch.stack(losses) @ torch.tensor(weights) / sum(weights) + PLACES * off, off.item()
+
+    def _off(self, examples: Sequence[Example], heard: dict[int, Heard]) -> Tensor:
+        """Read places off what both layers' attention adds; return the weighted mean distance, () float32."""
+        total, share, start = torch.zeros(()), 0.0, 0
+        rows: dict[int, list[tuple[int, Look]]] = {which: [] for which in self.layers}
+        for example in examples:
+            for look in example.looks:
+                if look.place is not None:
+                    rows[look.layer].append((start + look.row, look))
+            start += len(example.labels)
+        for reader, (which, layer) in zip(self.places, self.layers.items(), strict=True):
+            if found := rows[which]:
+                added = heard[layer][1][torch.tensor([row for row, _ in found])].float()
+                said = reader(F.rms_norm(added, added.shape[-1:])).view(len(found), 2, 2)
+                said = said[torch.arange(len(found)), torch.tensor([look.head for _, look in found])]
+                weight = torch.tensor([look.weight for _, look in found])
+                wanted = torch.tensor([look.place for _, look in found])
+                total = total + (said - wanted).abs().mean(-1) @ weight
+                share += weight.sum().item()
+        return total / max(share, 1e-9)
 
 
 def log_attention(

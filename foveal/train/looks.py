@@ -30,7 +30,8 @@ Place = tuple[int, Box]
 class Look:
     """A row of a sequence whose `head` in `layer` should share its attention equally among `parts`, sets of rows.
 
-    weight: beside other looks; those of one stretch of an answer weigh as much as one.
+    weight: beside other looks; those of one stretch of an answer weigh as much as one. place: x and y, in 0..1 of the picture,
+    of what is looked at, where that is one place.
     """
 
     layer: int
@@ -38,6 +39,7 @@ class Look:
     head: int
     parts: tuple[np.ndarray, ...]
     weight: float = 1.0
+    place: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ class Scene:
         middle = ((x1 + x2) // 2, (y1 + y2) // 2)
         rows, covered, _ = self._cover((frame, (*middle, middle[0] + 1, middle[1] + 1)))
         return rows[[covered.argmax()]]
+
+    def share(self, box: Box) -> tuple[float, float, float, float]:
+        """Say where a box lies in 0..1 of the frame."""
+        height, width = self.item.pixels.shape[1:3]
+        return box[0] / width, box[1] / height, box[2] / width, box[3] / height
+
+    def middle(self, place: Place) -> tuple[float, float]:
+        """Return x and y of the middle of a place, in 0..1 of the frame."""
+        x1, y1, x2, y2 = self.share(place[1])
+        return (x1 + x2) / 2, (y1 + y2) / 2
 
     def ends(self, box: Box) -> list[np.ndarray]:
         """Find the rows that show the left end, top, right end and bottom of the thing that has this box in a picture."""
@@ -116,45 +128,48 @@ def looks(item: Item, patches: Patches, sequence: Sequence, turns: np.ndarray, t
             named = re.search(rf"\b{re.escape(name)}\b", question.question)
             if named:
                 row = start + int(np.searchsorted(ends, text.index(question.question) + named.end()))
-                found.append(Look(WORDS, row, 0, (scene.showing(place),)))
+                found.append(Look(WORDS, row, 0, (scene.showing(place),), place=scene.middle(place)))
         # The row before a token is the one that says it.
         said = np.concatenate([[0], np.cumsum(lengths[answering[:-1] + 1])])
-        for first, last, head, parts in _told(question, places, scene):
+        for first, last, head, parts, at_place in _told(question, places, scene):
             rows = answering[:-1][(said[:-1] < last) & (said[1:] > first)]
-            found += [Look(ANSWER, int(row), head, parts, 1 / len(rows)) for row in rows]
+            found += [Look(ANSWER, int(row), head, parts, 1 / len(rows), at_place) for row in rows]
         start = int(answering[-1]) + 1
     return tuple(found)
 
 
-def _told(question: Question, places: list[Place], scene: Scene) -> Iterator[tuple[int, int, int, tuple[np.ndarray, ...]]]:
-    """Yield (first, last character of the answer, head, parts): what is looked at while that stretch is said."""
+Told = tuple[int, int, int, tuple[np.ndarray, ...], tuple[float, float] | None]
+
+
+def _told(question: Question, places: list[Place], scene: Scene) -> Iterator[Told]:
+    """Yield (first, last character of the answer, head, parts, place): what is looked at while that stretch is said."""
     answer = question.answer
     if question.kind == "count":
         # One share in n + 1 goes to the first row: how large it is says how many others there are.
-        yield 0, len(answer), 0, (np.array([SINK]), *(scene.centre(place) for place in places))
-    elif question.kind == "relation":
-        for head, place in enumerate(places):
-            yield 0, len(answer), head, (scene.showing(place),)
+        yield 0, len(answer), 0, (np.array([SINK]), *(scene.centre(place) for place in places)), None
     elif question.kind == "read_number":
         frame, (x1, y1, x2, y2) = places[0]
         ends = np.linspace(x1, x2, len(answer) + 1).round().astype(int).tolist()  # digits are of one width
         for i in range(len(answer)):
-            yield i, i + 1, 0, (scene.showing((frame, (ends[i], y1, ends[i + 1], y2))),)
+            digit = (frame, (ends[i], y1, ends[i + 1], y2))
+            yield i, i + 1, 0, (scene.showing(digit),), scene.middle(digit)
     elif question.kind == "box":
         first = answer.index(" [") + 2
-        for number, rows in zip(answer[first : answer.index("]")].split(", "), scene.ends(places[0][1]), strict=True):
-            yield first, first + len(number), 0, (rows,)
+        (place,) = places
+        x, y = scene.middle(place)
+        left, top, right, bottom = scene.share(place[1])
+        numbers = answer[first : answer.index("]")].split(", ")
+        at_ends = ((left, y), (x, top), (right, y), (x, bottom))
+        for number, rows, end in zip(numbers, scene.ends(place[1]), at_ends, strict=True):
+            yield first, first + len(number), 0, (rows,), end
             first += len(number) + 2
     elif question.kind == "describe":
         first = 0
         for name, place in zip(answer.split(", "), places, strict=True):
-            yield first, first + len(name), 0, (scene.showing(place),)
+            yield first, first + len(name), 0, (scene.showing(place),), scene.middle(place)
             first += len(name) + 2
-    elif question.kind in ("appear_time", "vanish_time"):
-        yield 0, len(answer), 0, (scene.showing(places[0]),)
-        yield 0, len(answer), 1, (scene.stamp(places[0][0]),)
-    elif len(places) == 1:
-        yield 0, len(answer), 0, (scene.showing(places[0]),)
-    else:  # where it was and where it went
+    else:  # two places, as of two things or of where one was and where it went, have a head each
         for head, place in enumerate(places):
-            yield 0, len(answer), head, (scene.showing(place),)
+            yield 0, len(answer), head, (scene.showing(place),), scene.middle(place)
+        if question.kind in ("appear_time", "vanish_time"):
+            yield 0, len(answer), 1, (scene.stamp(places[0][0]),), None

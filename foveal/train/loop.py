@@ -90,7 +90,7 @@ class Trainer:
         self.heads = DenseHeads(model.config.text.hidden_size, 1 + len(vision.taps), vision.spatial_merge_size**2)
         self.lessons, self.evidence = Lessons(model.visual), Evidence(model.language_model)
         self.teacher: Teacher | None = None
-        extra = {"dense": self.heads, "lessons": self.lessons}
+        extra = {"dense": self.heads, "lessons": self.lessons, "evidence": self.evidence}
         named = [*model.named_parameters(), *((f"{k}.{n}", p) for k, m in extra.items() for n, p in m.named_parameters())]
         self.optimiser = MasterOptimiser(
             named, lr=settings.lr, muon_lr=settings.muon_lr, weight_decay=settings.weight_decay, betas=settings.betas,
@@ -220,7 +220,7 @@ class Trainer:
             loss = loss + stage.answers * answers
             metrics["loss"] = answers.item()
             if stage.evidence:
-                amiss = self.evidence.loss(examples)
+                amiss, metrics["place"] = self.evidence.loss(examples)
                 loss = loss + stage.evidence * amiss
                 metrics["evidence"] = amiss.item()
             self._count(examples, rows, logits.detach().argmax(-1) == labels[rows])

@@ -125,17 +125,19 @@ def test_it_is_learned(tiny: Tiny) -> None:
     evidence = Evidence(model.language_model)
     examples = [maker(picture_item(seed, Difficulty(size=(96, 128)))) for seed in range(4)]
     evidence.listener.on = True
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    losses = []
+    optimiser = torch.optim.Adam([*model.parameters(), *evidence.parameters()], 3e-3)
+    losses, places = [], []
     for _ in range(30):
         vision = model.encode([e.patches for e in examples])
         model(Batch.pack([e.sequence for e in examples], vision))
-        loss = evidence.loss(examples)
+        loss, off = evidence.loss(examples)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
+        places.append(off)
     assert losses[-1] < 0.5 * losses[0]
+    assert places[-1] < 0.6 * places[0]
 
 
 def test_answers_weigh_by_the_root_of_their_length() -> None:
