@@ -28,10 +28,11 @@ def transformers() -> ModuleType:
     fails at import because it registers shape functions for two of them. Declaring those two is enough: the processors use
     `resize` and `normalize` only, which are plain torch.
     """
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _libraries.append(library)
+    if torch.version.cuda is None:  # with a CUDA build, as Python 3.13 gets from the registry, they load
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _libraries.append(library)
     with warnings.catch_warnings():
         # Deprecations inside other packages at import are not ours to mend.
         warnings.simplefilter("ignore")
