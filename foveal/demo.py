@@ -6,8 +6,8 @@ from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets" / "demo"
 QUESTIONS = (
-    (ASSETS / "picture.png", "What shape is cyan?"),
-    (ASSETS / "picture.png", "How many objects are there?"),
+    (ASSETS / "picture.png", "What colour is the star?"),
+    (ASSETS / "picture.png", "Describe the picture."),
     (ASSETS / "clip.mp4", "What appears first?"),
     (ASSETS / "clip.mp4", "How many things appear in the clip?"),
 )
