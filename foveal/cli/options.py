@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from foveal.config import DTYPE_BYTES
 from foveal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -137,5 +136,7 @@ def parse_range(option: str, text: str | None, default: tuple[int, int]) -> tupl
 
 def check_dtype(dtype: str | None) -> None:
     """Refuse an unknown precision in the words of the command line."""
+    from foveal.config import DTYPE_BYTES
+
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise ConfigError(f"--dtype is {dtype!r}; expected {', '.join(DTYPE_BYTES)}")
