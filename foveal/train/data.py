@@ -18,7 +18,7 @@ from foveal.patches import Budget, Patches, patchify
 from foveal.prompt import ChatTemplate
 from foveal.sequence import Sequence, build
 from foveal.tokenizer import Tokenizer
-from foveal.train.looks import Look, looks
+from foveal.train.looks import Look, View, looks
 from foveal.world import CLIP_KINDS, PICTURE_KINDS, QUESTION_KINDS, Difficulty, Item, cell_labels, clip_item, picture_item
 from foveal.world.scene import sample_size
 
@@ -88,7 +88,8 @@ class ExampleMaker:
         labels, turns = self.label(sequence.token_ids)
         kinds = tuple(QUESTION_KINDS.index(q.kind) for q in item.questions)
         cells = _cell_targets(item, patches, self.config)
-        where = looks(item, patches, sequence, turns, self.tokenizer)
+        per_step = 1 if item.kind == "image" else self.config.vision.temporal_patch_size
+        where = looks(View(item, patches, sequence, self.tokenizer, per_step), turns)
         return Example(sequence, labels, turns, kinds, patches, cells, where)
 
     def label(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,8 +23,6 @@ from foveal.train.listen import Heard, Listener
 from foveal.train.looks import ANSWER, WORDS, Look
 
 Tables = tuple[Tensor, Tensor]
-
-
 PLACES = 4.0  # weight of the places, in shares of a picture's side, beside the looks
 
 

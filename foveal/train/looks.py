@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -43,13 +44,25 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """An item on its patch grid: which rows of the sequence show a place."""
+class View:
+    """An item as the model gets it: which rows of the sequence show a place. frames: of the item in one step of the grid."""
 
     item: Item
     patches: Patches
     sequence: Sequence
     tokenizer: Tokenizer
+    frames: int
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """The rows of all vision tokens, (V,)."""
+        return np.flatnonzero(self.sequence.vision_rows >= 0)
+
+    @cached_property
+    def coords(self) -> np.ndarray:
+        """The step, row and column of all vision tokens, (V, 3)."""
+        merge = self.patches.merge
+        return self.patches.coords[:: merge * merge] // (1, merge, merge)
 
     def stamp(self, frame: int) -> np.ndarray:
         """Find the rows of the timestamp before the part of a clip that holds a frame: <, digits, seconds>."""
@@ -85,40 +98,34 @@ class Scene:
         """Find the rows that show the left end, top, right end and bottom of the thing that has this box in a picture."""
         x1, y1, x2, y2 = box
         height, width = self.item.pixels.shape[1:3]
-        rows, columns = self.patches.grids[0]
+        rows, columns = (n // self.patches.merge for n in self.patches.grids[0])
         inside = self.item.object_map[0, y1:y2, x1:x2]
         thing = [thing.box for thing in self.item.things].index(box)
         ys, xs = np.nonzero(inside == thing)
-        tokens = (ys + y1) * (rows // self.patches.merge) // height, (xs + x1) * (columns // self.patches.merge) // width
-        coords = self.patches.coords[:: self.patches.merge**2, 1:] // self.patches.merge
-        slots = np.flatnonzero(self.sequence.vision_rows >= 0)
+        tokens = (ys + y1) * rows // height, (xs + x1) * columns // width
         found = []
         for at_end in (xs == xs.min(), ys == ys.min(), xs == xs.max(), ys == ys.max()):
             seen = np.stack([part[at_end] for part in tokens], axis=1)
-            found.append(slots[(coords[:, None] == seen[None]).all(-1).any(-1)])
+            found.append(self.slots[(self.coords[:, None, 1:] == seen[None]).all(-1).any(-1)])
         return found
 
     def _cover(self, place: Place) -> tuple[np.ndarray, np.ndarray, float]:
         """Return the rows of the place's frame (n,), how many pixels of the box each shows (n,), and a token's pixels."""
         frame, (x1, y1, x2, y2) = place
-        t, merge = frame // (1 if self.item.kind == "image" else 2), self.patches.merge
-        coords = self.patches.coords[:: merge * merge]
-        here = np.flatnonzero(coords[:, 0] == t)
-        height, width = self.item.pixels.shape[1:3]
-        rows, columns = self.patches.grids[t]
-        size = np.array([height * merge / rows, width * merge / columns])
-        at = coords[here, 1:] // merge
+        t, merge = frame // self.frames, self.patches.merge
+        here = np.flatnonzero(self.coords[:, 0] == t)
+        size = np.array(self.item.pixels.shape[1:3]) * merge / np.array(self.patches.grids[t])  # of a token, in pixels
+        at = self.coords[here, 1:]
         low, high = np.maximum(at * size, (y1, x1)), np.minimum((at + 1) * size, (y2, x2))
-        slots = np.flatnonzero(self.sequence.vision_rows >= 0)
-        return slots[here], np.clip(high - low, 0, None).prod(axis=1), float(size.prod())
+        return self.slots[here], np.clip(high - low, 0, None).prod(axis=1), float(size.prod())
 
 
-def looks(item: Item, patches: Patches, sequence: Sequence, turns: np.ndarray, tokenizer: Tokenizer) -> tuple[Look, ...]:
+def looks(view: View, turns: np.ndarray) -> tuple[Look, ...]:
     """List all looks of an item's conversation. turns: (T,) the question that each answering row belongs to, -1 elsewhere."""
-    scene = Scene(item, patches, sequence, tokenizer)
+    item, sequence, tokenizer = view.item, view.sequence, view.tokenizer
     lengths = np.array([len(tokenizer.token_bytes(int(i))) for i in sequence.token_ids])
     found: list[Look] = []
-    start = int(np.flatnonzero(sequence.vision_rows >= 0)[-1]) + 1
+    start = int(view.slots[-1]) + 1
     for turn, question in enumerate(item.questions):
         answering = np.flatnonzero(turns == turn)
         text = b"".join(tokenizer.token_bytes(int(i)) for i in sequence.token_ids[start : answering[0]]).decode()
@@ -128,10 +135,10 @@ def looks(item: Item, patches: Patches, sequence: Sequence, turns: np.ndarray, t
             named = re.search(rf"\b{re.escape(name)}\b", question.question)
             if named:
                 row = start + int(np.searchsorted(ends, text.index(question.question) + named.end()))
-                found.append(Look(WORDS, row, 0, (scene.showing(place),), place=scene.middle(place)))
+                found.append(Look(WORDS, row, 0, (view.showing(place),), place=view.middle(place)))
         # The row before a token is the one that says it.
         said = np.concatenate([[0], np.cumsum(lengths[answering[:-1] + 1])])
-        for first, last, head, parts, at_place in _told(question, places, scene):
+        for first, last, head, parts, at_place in _told(question, places, view):
             rows = answering[:-1][(said[:-1] < last) & (said[1:] > first)]
             found += [Look(ANSWER, int(row), head, parts, 1 / len(rows), at_place) for row in rows]
         start = int(answering[-1]) + 1
@@ -141,35 +148,35 @@ def looks(item: Item, patches: Patches, sequence: Sequence, turns: np.ndarray, t
 Told = tuple[int, int, int, tuple[np.ndarray, ...], tuple[float, float] | None]
 
 
-def _told(question: Question, places: list[Place], scene: Scene) -> Iterator[Told]:
+def _told(question: Question, places: list[Place], view: View) -> Iterator[Told]:
     """Yield (first, last character of the answer, head, parts, place): what is looked at while that stretch is said."""
     answer = question.answer
     if question.kind == "count":
         # One share in n + 1 goes to the first row: how large it is says how many others there are.
-        yield 0, len(answer), 0, (np.array([SINK]), *(scene.centre(place) for place in places)), None
+        yield 0, len(answer), 0, (np.array([SINK]), *(view.centre(place) for place in places)), None
     elif question.kind == "read_number":
         frame, (x1, y1, x2, y2) = places[0]
         ends = np.linspace(x1, x2, len(answer) + 1).round().astype(int).tolist()  # digits are of one width
         for i in range(len(answer)):
             digit = (frame, (ends[i], y1, ends[i + 1], y2))
-            yield i, i + 1, 0, (scene.showing(digit),), scene.middle(digit)
+            yield i, i + 1, 0, (view.showing(digit),), view.middle(digit)
     elif question.kind == "box":
         first = answer.index(" [") + 2
         (place,) = places
-        x, y = scene.middle(place)
-        left, top, right, bottom = scene.share(place[1])
+        x, y = view.middle(place)
+        left, top, right, bottom = view.share(place[1])
         numbers = answer[first : answer.index("]")].split(", ")
         at_ends = ((left, y), (x, top), (right, y), (x, bottom))
-        for number, rows, end in zip(numbers, scene.ends(place[1]), at_ends, strict=True):
+        for number, rows, end in zip(numbers, view.ends(place[1]), at_ends, strict=True):
             yield first, first + len(number), 0, (rows,), end
             first += len(number) + 2
     elif question.kind == "describe":
         first = 0
         for name, place in zip(answer.split(", "), places, strict=True):
-            yield first, first + len(name), 0, (scene.showing(place),), scene.middle(place)
+            yield first, first + len(name), 0, (view.showing(place),), view.middle(place)
             first += len(name) + 2
     else:  # two places, as of two things or of where one was and where it went, have a head each
         for head, place in enumerate(places):
-            yield 0, len(answer), head, (scene.showing(place),), scene.middle(place)
+            yield 0, len(answer), head, (view.showing(place),), view.middle(place)
         if question.kind in ("appear_time", "vanish_time"):
-            yield 0, len(answer), 1, (scene.stamp(places[0][0]),), None
+            yield 0, len(answer), 1, (view.stamp(places[0][0]),), None

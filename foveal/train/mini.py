@@ -11,6 +11,7 @@ import tokenizers
 
 from foveal.bpe import train_bpe
 from foveal.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
+from foveal.errors import CheckpointError
 from foveal.patches import Budget
 from foveal.train.data import Mix
 from foveal.train.loop import Stage
@@ -99,6 +100,8 @@ def folder_tokenizer(folder: Path, start: Path | None = None) -> Path:
     from foveal.bpe import save_tokenizer
 
     if not (folder / "tokenizer.json").is_file() and start is not None:
+        if not (start / "tokenizer.json").is_file():
+            raise CheckpointError(f"{start} has no tokenizer.json; --start takes a checkpoint folder of this shape")
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(start / name, folder / name)

@@ -38,7 +38,9 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), matrices in alike.items():
                 grads = torch.stack([p.grad for p in matrices if p.grad is not None])
                 for p, grad in zip(matrices, grads, strict=True):
-                    buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                    if not self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    buffer = self.state[p]["momentum_buffer"]
                     buffer.lerp_(grad, 1 - MOMENTUM)
                     grad.lerp_(buffer, MOMENTUM)  # Nesterov's
                 updates = orthogonal(grads.to(self.dtype)).to(grads.dtype)
