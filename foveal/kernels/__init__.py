@@ -30,6 +30,7 @@ __all__ = [
     "available",
     "matmul",
     "pack",
+    "packed_shapes",
     "path",
     "paths",
     "quantise",
@@ -48,7 +49,7 @@ __all__ = [
 
 Array = Any  # numpy.ndarray or torch.Tensor on the CPU; torch is not imported here
 _TYPES = {"float32": 0, "bfloat16": 1, "uint16": 1, "float16": 2, "int8": 3}  # uint16: the bits of bfloat16 in NumPy
-_GROUP, _LANES, _ALIGNMENT = 32, 16, 64
+_GROUP, _LANES, _ALIGNMENT = oracle.GROUP, oracle.LANES, 64
 _names: dict[Any, str] = {}  # of dtypes met
 
 
@@ -198,6 +199,12 @@ def _done(status: int, what: str) -> None:
 # ---------------------------------------------------------------- values
 
 
+def packed_shapes(rows: int, columns: int, bits: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the shapes of codes, uint8, and scales, float16, of a packed weight."""
+    blocks, groups = -(-rows // _LANES), -(-columns // _GROUP)
+    return (blocks, groups, oracle.BLOCK_BYTES[bits]), (blocks, groups, _LANES)
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """A quantised weight (rows, columns): codes uint8 (N / 16, K / 32, 512 or 256), scales float16 (N / 16, K / 32, 16).
@@ -215,9 +222,9 @@ class Packed:
     def __post_init__(self) -> None:
         if self.bits not in oracle.BLOCK_BYTES or self.rows < 1 or self.columns < 1:
             raise ValueError(f"{self.bits} bits, {self.rows} rows, {self.columns} columns; 8 or 4 bits, 1 or more of each")
-        blocks, groups = -(-self.rows // _LANES), -(-self.columns // _GROUP)
-        codes = _dense(self.codes, "codes", ("uint8",), (blocks, groups, oracle.BLOCK_BYTES[self.bits]))
-        object.__setattr__(self, "_at", (codes, _dense(self.scales, "scales", ("float16",), (blocks, groups, _LANES))))
+        codes, scales = packed_shapes(self.rows, self.columns, self.bits)
+        at = _dense(self.codes, "codes", ("uint8",), codes), _dense(self.scales, "scales", ("float16",), scales)
+        object.__setattr__(self, "_at", at)
 
     @property
     def num_bytes(self) -> int:
@@ -255,9 +262,8 @@ def pack(weight: Array, bits: int, *, out: Packed | None = None) -> Packed:
     if out is None:
         if bits not in oracle.BLOCK_BYTES or rows < 1 or columns < 1:
             raise ValueError(f"a weight of shape {(rows, columns)} in {bits} bits; 8 or 4 bits and no empty axis are needed")
-        blocks, groups = -(-rows // _LANES), -(-columns // _GROUP)
-        codes = _empty(weight, (blocks, groups, oracle.BLOCK_BYTES[bits]), "uint8")
-        out = Packed(bits, rows, columns, codes, _empty(weight, (blocks, groups, _LANES), "float16"))
+        codes, scales = packed_shapes(rows, columns, bits)
+        out = Packed(bits, rows, columns, _empty(weight, codes, "uint8"), _empty(weight, scales, "float16"))
     elif (out.bits, out.rows, out.columns) != (bits, rows, columns):
         raise ValueError(f"out is {out}; {bits} bits, {rows} rows, {columns} columns are needed")
     _done(_library().foveal_pack(address, _TYPES[dtype], bits, rows, columns, stride, *out._at), "weights")
@@ -302,7 +308,10 @@ def _quantise(x: Array, norm: int | None, eps: float, out: Activations | None) -
 
 
 def turn(x: Array, weight: Array, eps: float, cos: Array, sin: Array) -> Array:
-    """Norm heads x (T, N, H) float32 by RMSNorm with a weight (H,), then turn their halves by cos and sin (T, H / 2)."""
+    """Norm heads x (T, N, H) float32 by RMSNorm with a weight (H,), then turn their halves by cos and sin (T, H / 2).
+
+    Return (T, N, H). Raise ValueError for an odd H, TypeError and ValueError for arrays of another type, shape or layout.
+    """
     if x.ndim != 3 or x.shape[2] % 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; (T, N, H) with an even H is needed")
     tokens, heads, dim = (int(n) for n in x.shape)
@@ -311,7 +320,7 @@ def turn(x: Array, weight: Array, eps: float, cos: Array, sin: Array) -> Array:
     out = _empty(x, (tokens, heads, dim), "float32")
     to = _dense(out, "out", ("float32",), (tokens, heads, dim))
     norm = _dense(weight, "norm weight", ("float32",), (dim,))
-    _done(_library().foveal_turn(at, norm, eps, *tables, tokens, heads, dim, heads * dim, to), "heads")
+    _done(_library().foveal_turn(at, norm, eps, *tables, tokens, heads, dim, to), "heads")
     return out
 
 

@@ -261,7 +261,7 @@ struct attend_job {
 struct turn_job {
     const float *x, *weight, *cosines, *sines;
     float eps;
-    int64_t tokens, heads, dim, stride;
+    int64_t tokens, heads, dim;
     float *out;
 };
 
@@ -335,8 +335,9 @@ INLINE void turn_part(const void *context, int64_t part) { /* the heads of TILE 
     for (int64_t t = part * TILE, end = least(t + TILE, job->tokens); t < end; t++) {
         const float *c = job->cosines + t * half, *s = job->sines + t * half, *w = job->weight;
         for (int64_t h = 0; h < job->heads; h++) {
-            const float *x = job->x + t * job->stride + h * job->dim;
-            float *out = job->out + (t * job->heads + h) * job->dim, r = inverse_rms(x, job->dim, job->eps);
+            int64_t at = (t * job->heads + h) * job->dim;
+            const float *x = job->x + at;
+            float *out = job->out + at, r = inverse_rms(x, job->dim, job->eps);
             for (int64_t i = 0; i < half; i++) {
                 float a = x[i] * r * w[i], b = x[half + i] * r * w[half + i];
                 out[i] = a * c[i] - b * s[i];
@@ -903,12 +904,12 @@ EXPORT int foveal_attend(const float *q, const void *keys, const void *values, i
     return DONE;
 }
 
-/* Heads of queries or keys, x (tokens, heads, dim) with rows `stride` apart: RMSNorm of each, then its two halves turned by
- * cosines and sines (tokens, dim / 2). out (tokens, heads, dim). */
+/* Heads of queries or keys, x (tokens, heads, dim): RMSNorm of each, then its two halves turned by cosines and sines
+ * (tokens, dim / 2). out (tokens, heads, dim). */
 EXPORT int foveal_turn(const float *x, const float *weight, float eps, const float *cosines, const float *sines, int64_t tokens,
-                       int64_t heads, int64_t dim, int64_t stride, float *out) {
+                       int64_t heads, int64_t dim, float *out) {
     if (dim < 2 || dim % 2) return BAD_ARGUMENT;
-    struct turn_job job = {x, weight, cosines, sines, eps, tokens, heads, dim, stride, out};
+    struct turn_job job = {x, weight, cosines, sines, eps, tokens, heads, dim, out};
     run(path()->turn, &job, (tokens + TILE - 1) / TILE);
     return DONE;
 }

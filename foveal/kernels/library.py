@@ -114,7 +114,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
             pointer, pointer, pointer, number, pointer, pointer, count, count, count, count, count, count, count, count, real,
             pointer,
         ),
-        "foveal_turn": (pointer, pointer, real, pointer, pointer, count, count, count, count, pointer),
+        "foveal_turn": (pointer, pointer, real, pointer, pointer, count, count, count, pointer),
         "foveal_quantise_cache": (pointer, count, count, pointer, pointer),
         "foveal_read": (pointer, count),
     }  # fmt: skip

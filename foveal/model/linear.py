@@ -65,25 +65,35 @@ class PackedExperts(nn.Module):
         return out
 
 
-class QuantisingNorm(RMSNorm):
+class QuantisingNorm(nn.Module):
     """An RMSNorm whose rows are on their way to packed linears: it hands them over quantised."""
 
-    def forward(self, x: Tensor) -> Activations:  # type: ignore[override]
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+
+    def forward(self, x: Tensor) -> Activations:
+        """Norm and quantise rows (T, D) float32."""
         return kernels.rms_quantise(x, self.weight, self.eps)
 
 
-class TurningNorm(RMSNorm):
+class TurningNorm(nn.Module):
     """The norm of queries or keys, together with the turn that follows it."""
 
-    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Norm and turn heads (T, N, H) by tables (T, H/2)."""
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Norm and turn heads (T, N, H) float32 by tables (T, H/2)."""
         out: Tensor = kernels.turn(x, self.weight, self.eps, cos, sin)
         return out
 
 
 def turned(norm: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Norm heads (T, N, H), then turn them by tables (T, H/2); in one pass where the norm can."""
-    return norm.turn(x, cos, sin) if isinstance(norm, TurningNorm) else rotate(norm(x), cos, sin)
+    out: Tensor = norm(x, cos, sin) if isinstance(norm, TurningNorm) else rotate(norm(x), cos, sin)
+    return out
 
 
 def _product(x: Tensor | Activations, packed: Packed, bias: Tensor | None) -> Tensor:

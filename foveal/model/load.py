@@ -49,8 +49,8 @@ def load_model(
     file, and the file must be replaced rather than written into while the model lives. Raise CheckpointError that lists
     what is missing, unexpected or misshapen.
 
-    bits: 8 or 4 packs the weights on the way (quantize.py); what is not packed is float32, whatever `dtype` says. A folder
-    that was written packed stays so. Raise ConfigError where that cannot be: off the CPU, without the kernels.
+    bits: 8 or 4 packs the weights on the way (quantize.py); what is not packed is float32. A folder that was written
+    packed stays so. Raise ConfigError where that cannot be: in another dtype, off the CPU, without the kernels.
     """
     directory = Path(directory)
     where = str(directory / "config.json")
@@ -62,13 +62,13 @@ def load_model(
         held = file_bits(raw, where)
         if bits not in (None, held):
             raise ConfigError(f"{directory} was packed to {held} bits; load it so, or pack the original to {bits}")
-        _check_packable(held, device)
+        _check_packable(held, device, dtype)
         fill_packed(model, held, directory / SINGLE)
         model.config = replace(config, dtype="float32")
         model.language_model.reset_tables()
         return model.eval()
     if bits is not None:
-        _check_packable(bits, device)
+        _check_packable(bits, device, dtype)
         dtype = torch.float32
     blocks = Blocks.from_config(raw.get("quantization_config"), where)
     shapes = {disk_name(name): tuple(p.shape) for name, p in model.named_parameters()}
@@ -89,7 +89,9 @@ def load_model(
     return model.eval()
 
 
-def _check_packable(bits: int, device: torch.device | str) -> None:
+def _check_packable(bits: int, device: torch.device | str, dtype: str | torch.dtype | None) -> None:
     check_bits(bits)
     if torch.device(device).type != "cpu":
         raise ConfigError(f"weights packed to {bits} bits run on the CPU, not on {device}; load the plain checkpoint there")
+    if dtype is not None and to_dtype(dtype) != torch.float32:
+        raise ConfigError(f"dtype is {plain(dtype)}, but beside weights packed to {bits} bits all is float32; leave it out")

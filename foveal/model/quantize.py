@@ -9,8 +9,9 @@ Its config.json says so under quantization_config. Loading maps the file: nothin
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from foveal import kernels
 from foveal.config import ModelConfig
 from foveal.errors import CheckpointError, ConfigError
 from foveal.kernels import Packed
+from foveal.kernels.oracle import GROUP, LANES
 from foveal.model import Qwen3VL
 from foveal.model.checkpoint import Scratch, Source, disk_name
 from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear, QuantisingNorm, TurningNorm
@@ -30,29 +32,36 @@ from foveal.model.rms_norm import RMSNorm
 from foveal.model.save import copy_companions, staged, write_json, write_weights
 from foveal.model.tensorfile import TensorFile
 
-METHOD, GROUP, LANES = "foveal", 32, 16
+METHOD = "foveal"
 WIDTHS = (8, 4)
 # Which weights are packed, and at which width where 4 bits are asked for: the first rule that fits. All others stay as they
-# are: norms, biases, positions, the patch embedding, routers.
-POLICY: tuple[tuple[str, int | None], ...] = (
+# are: norms, biases, positions, the patch embedding, routers. ENDS are the first and the last layer.
+POLICY: tuple[tuple[str, int], ...] = (
     (r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])\.weight", 8),
     (r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]\.weight", 8),
     (r"(language_model\.embed_tokens|lm_head)\.weight", 8),
-    (r"language_model\.layers\.FIRST\..*(_proj\.weight|experts\.(gate_up|down)_proj)", 8),
-    (r"language_model\.layers\.LAST\..*(_proj\.weight|experts\.(gate_up|down)_proj)", 8),
+    (r"language_model\.layers\.ENDS\..*(_proj\.weight|experts\.(gate_up|down)_proj)", 8),
     (r"language_model\.layers\.\d+\..*(_proj\.weight|experts\.(gate_up|down)_proj)", 4),
 )
 
 
 def width(name: str, bits: int, config: ModelConfig) -> int | None:
     """Say in how many bits a parameter is kept when a model is packed to `bits`; None: as it is."""
-    ends = {"FIRST": "0", "LAST": str(config.text.num_hidden_layers - 1)}
+    ends = f"(0|{config.text.num_hidden_layers - 1})"
     for pattern, at_four in POLICY:
-        for word, number in ends.items():
-            pattern = pattern.replace(word, number)
-        if re.fullmatch(pattern, name):
+        if re.fullmatch(pattern.replace("ENDS", ends), name):
             return at_four if bits == 4 else 8
     return None
+
+
+def parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, int, int]]:
+    """List the matrices a parameter is packed as, (name, rows, columns): itself; of experts gate and up, or down, of each."""
+    if len(shape) == 2:
+        return [(name, *shape)]
+    experts, inputs, outputs = shape
+    folder, _, leaf = name.rpartition(".")
+    kinds = ("gate", "up") if leaf == "gate_up_proj" else ("down",)
+    return [(f"{folder}.{e}.{kind}", outputs // len(kinds), inputs) for e in range(experts) for kind in kinds]
 
 
 def check_bits(bits: int) -> None:
@@ -73,21 +82,19 @@ def pack_into(model: Qwen3VL, sources: Mapping[str, Source], bits: int) -> None:
     for name in sorted(chosen, key=lambda n: sources[disk_name(n)].place):
         source = sources[disk_name(name)]
         if len(source.file.entries[source.name].shape) == 2:
-            place(model, name, _pack_matrix(source, chosen[name], scratch))
+            place(model, name, [_pack_matrix(source, chosen[name], scratch)])
             continue
         experts: list[Packed] = []
         for _, _, piece in source.pieces(scratch):
-            matrices = _matrices(name, piece.transpose(1, 2) if source.flipped else piece)
-            experts += [kernels.pack(part, chosen[name]) for part in matrices]
-        _place_experts(model, name, experts)
+            experts += _pack(name, piece.transpose(1, 2) if source.flipped else piece, chosen[name])
+        place(model, name, experts)
     fuse(model)
 
 
 def _pack_matrix(source: Source, bits: int, scratch: Scratch) -> Packed:
     rows, columns = source.file.entries[source.name].shape
-    blocks, groups = -(-rows // LANES), -(-columns // GROUP)
-    codes = torch.empty(blocks, groups, 64 * bits, dtype=torch.uint8)
-    scales = torch.empty(blocks, groups, LANES, dtype=torch.float16)
+    code_shape, scale_shape = kernels.packed_shapes(rows, columns, bits)
+    codes, scales = torch.empty(code_shape, dtype=torch.uint8), torch.empty(scale_shape, dtype=torch.float16)
     for first, stop, piece in source.pieces(scratch, multiple=LANES):
         part = slice(first // LANES, -(-stop // LANES))
         kernels.pack(piece, bits, out=Packed(bits, stop - first, columns, codes[part], scales[part]))
@@ -99,56 +106,46 @@ def quantize(model: Qwen3VL, bits: int) -> Qwen3VL:
     check_bits(bits)
     for name, parameter in list(model.named_parameters()):
         chosen = width(name, bits, model.config)
-        if chosen is None:
-            continue
-        value = parameter.detach()
-        if value.ndim == 3:
-            _place_experts(model, name, [kernels.pack(part, chosen) for part in _matrices(name, value)])
-        else:
-            place(model, name, kernels.pack(value, chosen))
+        if chosen is not None:
+            place(model, name, _pack(name, parameter.detach(), chosen))
     return fuse(model.float())
 
 
-def _matrices(name: str, value: Tensor) -> Iterator[Tensor]:
-    """Yield the matrices (out, in) of packed experts: gate and up of each, or down of each."""
-    for expert in value:
-        flat = expert.T
-        parts = flat.chunk(2) if name.endswith("gate_up_proj") else (flat,)
-        for part in parts:
-            yield part.contiguous()
+def _pack(name: str, value: Tensor, bits: int) -> list[Packed]:
+    """Pack a parameter, or a piece of experts along their first axis, as `parts` lists it."""
+    if value.ndim == 2:
+        return [kernels.pack(value, bits)]
+    halves = 2 if name.endswith("gate_up_proj") else 1
+    return [kernels.pack(half.contiguous(), bits) for expert in value for half in expert.T.chunk(halves)]
 
 
-def place(model: Qwen3VL, name: str, packed: Packed) -> None:
-    """Put a packed module where the parameter's module stands; a bias that is filled comes along."""
-    path = name.removesuffix(".weight")
-    parent, _, leaf = path.rpartition(".")
-    if path.endswith("embed_tokens"):
-        module: nn.Module = PackedEmbedding(packed)
-    else:
-        module = PackedLinear(packed, getattr(model.get_submodule(path), "bias", None))
-    setattr(model.get_submodule(parent), leaf, module)
+def place(model: Qwen3VL, name: str, packed: list[Packed]) -> None:
+    """Put a packed module where a parameter's module stands; a bias that is filled comes along.
 
-
-def _place_experts(model: Qwen3VL, name: str, packed: list[Packed]) -> None:
-    """Collect both tensors of a layer's experts in one module, whichever comes first."""
-    path = name.rpartition(".")[0]
-    parent, _, leaf = path.rpartition(".")
+    Both tensors of a layer's experts end up in one module, whichever comes first.
+    """
+    path, _, leaf = name.rpartition(".")
     standing = model.get_submodule(path)
-    if isinstance(standing, Experts):
-        standing = PackedExperts([], [], [])
-        setattr(model.get_submodule(parent), leaf, standing)
-    assert isinstance(standing, PackedExperts)
-    if name.endswith("gate_up_proj"):
-        standing.gate, standing.up = packed[::2], packed[1::2]
+    if isinstance(standing, (Experts, PackedExperts)):
+        module: nn.Module = standing if isinstance(standing, PackedExperts) else PackedExperts([], [], [])
+        assert isinstance(module, PackedExperts)
+        if leaf == "gate_up_proj":
+            module.gate, module.up = packed[::2], packed[1::2]
+        else:
+            module.down = packed
+    elif isinstance(standing, nn.Embedding):
+        module = PackedEmbedding(packed[0])
     else:
-        standing.down = packed
+        module = PackedLinear(packed[0], standing.get_parameter("bias") if standing.bias is not None else None)
+    parent, _, own = path.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)
 
 
 def fuse(model: Qwen3VL) -> Qwen3VL:
     """Let the norms of a packed model do what follows them: quantise rows for packed linears, turn queries and keys."""
     for layer in model.language_model.layers:
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-        replaced: list[tuple[nn.Module, str, type[RMSNorm]]] = [
+        replaced: list[tuple[nn.Module, str, type[QuantisingNorm] | type[TurningNorm]]] = [
             (layer, "input_layernorm", QuantisingNorm), (attention, "q_norm", TurningNorm), (attention, "k_norm", TurningNorm),
         ]  # fmt: skip
         if not isinstance(mlp, SparseMLP):  # a router reads plain rows
@@ -156,9 +153,7 @@ def fuse(model: Qwen3VL) -> Qwen3VL:
         for parent, name, kind in replaced:
             norm = parent.get_submodule(name)
             assert isinstance(norm, RMSNorm)
-            fused = kind(norm.weight.shape[0], norm.eps)
-            fused.weight = norm.weight
-            setattr(parent, name, fused)
+            setattr(parent, name, kind(norm))
     return model.eval()
 
 
@@ -185,14 +180,13 @@ def expected_bytes(model: Qwen3VL, bits: int) -> int:
     """Count the bytes a model's weights will take when packed; shapes are enough."""
     total = 0
     for name, parameter in model.named_parameters():
-        chosen, shape = width(name, bits, model.config), parameter.shape
+        chosen = width(name, bits, model.config)
         if chosen is None:
             total += 4 * parameter.numel()
             continue
-        halves = 2 if name.endswith("gate_up_proj") else 1
-        outer, inner = shape if len(shape) == 2 else (shape[2] // halves, shape[1])
-        matrices = 1 if len(shape) == 2 else shape[0] * halves
-        total += matrices * -(-outer // LANES) * -(-inner // GROUP) * (64 * chosen + 2 * LANES)
+        for _, rows, columns in parts(name, tuple(parameter.shape)):
+            codes, scales = kernels.packed_shapes(rows, columns, chosen)
+            total += math.prod(codes) + 2 * math.prod(scales)
     return total
 
 
@@ -252,34 +246,25 @@ def fill_packed(model: Qwen3VL, bits: int, path: Path) -> None:
             return file.read(name) if mapped is None else mapped
 
         def packed(name: str, rows: int, columns: int, bits: int) -> Packed:
-            blocks, groups = -(-rows // LANES), -(-columns // GROUP)
-            codes = take(f"{name}.codes", torch.uint8, (blocks, groups, 64 * bits))
-            return Packed(bits, rows, columns, codes, take(f"{name}.scales", torch.float16, (blocks, groups, LANES)))
+            codes, scales = kernels.packed_shapes(rows, columns, bits)
+            values = take(f"{name}.codes", torch.uint8, codes), take(f"{name}.scales", torch.float16, scales)
+            return Packed(bits, rows, columns, *values)
 
-        weights: list[Callable[[], None]] = []
+        done: dict[str, list[Packed]] = {}
         for name, parameter in list(model.named_parameters()):
             chosen, shape = width(name, bits, model.config), tuple(parameter.shape)
-            module_path, _, leaf = name.rpartition(".")
             if chosen is None:
+                path_of_module, _, leaf = name.rpartition(".")
                 value = nn.Parameter(take(disk_name(name), torch.float32, shape), requires_grad=False)
-                setattr(model.get_submodule(module_path), leaf, value)
-            elif len(shape) == 2:
-                done = packed(disk_name(name), *shape, chosen)
-                weights.append(lambda name=name, done=done: place(model, name, done))  # type: ignore[misc]
+                setattr(model.get_submodule(path_of_module), leaf, value)
             else:
-                experts, inner, outer = shape
-                kinds = ("gate", "up") if leaf == "gate_up_proj" else ("down",)
-                parts = [
-                    packed(disk_name(f"{module_path}.{e}.{kind}"), outer // len(kinds), inner, chosen)
-                    for e in range(experts) for kind in kinds
-                ]  # fmt: skip
-                weights.append(lambda name=name, parts=parts: _place_experts(model, name, parts))  # type: ignore[misc]
+                done[name] = [packed(disk_name(part), n, k, chosen) for part, n, k in parts(name, shape)]
         problems += [f"{name} is unexpected" for name in sorted(found - wanted)]
         if problems:
             more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
             raise CheckpointError(f"{path} does not match its config.json: {'; '.join(problems[:8])}{more}; pack it again")
-        for put in weights:
-            put()  # biases are in place by now
+        for name, weights in done.items():
+            place(model, name, weights)  # biases are filled by now
         fuse(model)
     finally:
         file.close()

@@ -155,6 +155,8 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_model(tmp_path, bits=3)
     with pytest.raises(ConfigError, match="not on meta"):
         load_model(tmp_path, bits=8, device="meta")
+    with pytest.raises(ConfigError, match="bfloat16, but"):
+        load_model(tmp_path, bits=8, dtype="bfloat16")
     monkeypatch.setattr(kernels, "available", lambda: False)
     with pytest.raises(ConfigError, match="native kernels"):
         check_bits(8)
