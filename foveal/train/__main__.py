@@ -46,7 +46,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(file)
     maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), mini.BUDGET)
     model = Qwen3VL(config)
-    settings = Settings(steps=args.steps)
+    settings = mini.further_settings(args.steps) if args.start else Settings(args.steps)
     if args.start:
         model.load_state_dict(load_model(args.start, dtype=torch.float32).state_dict())
     else:

@@ -131,11 +131,12 @@ def looks(view: View, turns: np.ndarray) -> tuple[Look, ...]:
         text = b"".join(tokenizer.token_bytes(int(i)) for i in sequence.token_ids[start : answering[0]]).decode()
         ends = np.cumsum(lengths[start : answering[0]])
         places = list(zip(question.frames or (0,) * len(question.boxes), question.boxes, strict=True))
-        for name, place in zip(question.names, places, strict=False):
+        for name, meant in _named(question, places):
             named = re.search(rf"\b{re.escape(name)}\b", question.question)
             if named:
                 row = start + int(np.searchsorted(ends, text.index(question.question) + named.end()))
-                found.append(Look(WORDS, row, 0, (view.showing(place),), place=view.middle(place)))
+                middle = view.middle(meant[0]) if len(meant) == 1 else None
+                found.append(Look(WORDS, row, 0, tuple(view.showing(place) for place in meant), place=middle))
         # The row before a token is the one that says it.
         said = np.concatenate([[0], np.cumsum(lengths[answering[:-1] + 1])])
         for first, last, head, parts, at_place in _told(question, places, view):
@@ -143,6 +144,13 @@ def looks(view: View, turns: np.ndarray) -> tuple[Look, ...]:
             found += [Look(ANSWER, int(row), head, parts, 1 / len(rows), at_place) for row in rows]
         start = int(answering[-1]) + 1
     return tuple(found)
+
+
+def _named(question: Question, places: list[Place]) -> list[tuple[str, list[Place]]]:
+    """Pair each name in a question with what it means: one thing, or the whole group that is counted."""
+    if question.kind == "count":
+        return [(name, places) for name in question.names]
+    return [(name, [place]) for name, place in zip(question.names, places, strict=False)]
 
 
 Told = tuple[int, int, int, tuple[np.ndarray, ...], tuple[float, float] | None]

@@ -27,11 +27,13 @@ from foveal.train.optimiser import MasterOptimiser, schedule
 from foveal.train.teacher import Lessons, Teacher, trained_teacher
 from foveal.world import QUESTION_KINDS
 
-# Kinds that cost many answer tokens, or that no other kind builds on, are asked less.
+# Kinds that cost many answer tokens, or that no other kind builds on, are asked less; what is hardest, more.
 EMPHASIS = {
+    "count": 1.5,
+    "read_number": 1.5,
     "read_word": 0.15,
     "icon": 0.4,
-    "box": 0.6,  # nearly never right to the last digit
+    "box": 0.8,  # nearly never right to the last digit
     "describe": 0.3,
     "vanish_time": 0.4,
     "moves": 0.25,

@@ -14,13 +14,13 @@ from foveal.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
 from foveal.errors import CheckpointError
 from foveal.patches import Budget
 from foveal.train.data import Mix
-from foveal.train.loop import Stage
+from foveal.train.loop import Settings, Stage
 from foveal.world import Difficulty, clip_item, picture_item
 
 VOCABULARY = 1024
-# `world` makes pictures of up to 36 tokens and clips of up to 96. Larger ones are answered as well as when they are brought
-# down to that (150 wide items of each of five kinds: within 2 points either way).
-BUDGET = Budget(image=(9, 100), clip=(8, 400))
+# `world` makes pictures of up to 36 tokens. Brought to 64 or more, a digit of 20 pixels covers more than one patch, an end of a
+# box lies in a token an eighth of the picture wide, and two things are seldom seen by one token.
+BUDGET = Budget(image=(64, 100), clip=(8, 400))
 
 
 def tokenizer_texts(items: int = 3000) -> Iterator[str]:
@@ -88,11 +88,14 @@ def stages() -> list[Stage]:
 
 
 def further_stages() -> list[Stage]:
-    """Return the curriculum of a checkpoint that can see already: answers alone, without a teacher."""
-    return [
-        Stage(0.30, Mix(small(), 0.25), 24, answers=1.0, dense=0.5, evidence=0.5, vision=0.3),
-        Stage(1.00, Mix(world(), 0.3), 16, answers=1.0, dense=1.0, evidence=0.5, vision=0.3),
-    ]
+    """Return the curriculum of a checkpoint that can see and answer: the world alone, with more numbers, without a teacher."""
+    numbers = replace(world(), families=(("shape", 5.0), ("icon", 1.5), ("number", 3.0), ("word", 0.5)))
+    return [Stage(1.0, Mix(numbers, 0.2), 16, answers=1.0, dense=1.0, evidence=0.5, vision=0.4)]
+
+
+def further_settings(steps: int) -> Settings:
+    """Return the settings for `further_stages`: lower rates, or the first steps undo much of what was learned."""
+    return Settings(steps, lr=1.2e-3, muon_lr=0.008)
 
 
 def folder_tokenizer(folder: Path, start: Path | None = None) -> Path:

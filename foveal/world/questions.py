@@ -21,7 +21,8 @@ _APART_PX, _APART_SHARE = 14.0, 0.14
 class Question:
     """One turn: the question, its answer, and where in the picture (pixels) or the clip (seconds) the evidence is.
 
-    names: the words of the question that mean the thing in each box, for the first boxes; frames: of a clip, one a box.
+    names: the words of the question that mean the thing in each box, for the first boxes, or, of a count, the one word that
+        means all of them; frames: of a clip, one a box.
     """
 
     kind: str
@@ -116,16 +117,19 @@ def _count(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Ask about the group a counting picture was built around; elsewhere about everything, or about one family."""
     things: Sequence[Thing] = scene.things
     what = ("objects", "things")[int(rng.integers(2))]
+    names: tuple[str, ...] = ()
     if scene.group is not None and rng.random() < 0.85:
         attribute, value = scene.group
         what = plural(value) if attribute == "kind" else f"{value} things"
+        names = (what if attribute == "kind" else value,)
         things = [thing for thing in things if getattr(thing, attribute) == value]
     elif len({thing.family for thing in things}) > 1 and rng.random() < 0.5:
         family = things[int(rng.integers(len(things)))].family
         what = f"{family}s"
+        names = (what,)
         things = [thing for thing in things if thing.family == family]
     boxes = tuple(thing.box for thing in things)
-    return [Question("count", say(rng, "count", s=what), str(len(things)), boxes)]
+    return [Question("count", say(rng, "count", s=what), str(len(things)), boxes, names=names)]
 
 
 def _box(scene: Scene, rng: np.random.Generator) -> list[Question]:
