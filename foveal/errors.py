@@ -7,6 +7,7 @@ FovealError (a ValueError)      something the caller can put right
 ├── MediaError                  a picture or clip that cannot be read, or exceeds a limit
 ├── PromptError                 messages, placeholders and media that do not belong together
 │   └── ContextError            a prompt that does not fit the model's context
+├── DataError                   a file or line of training data that cannot be used; the message begins with its place
 └── MissingDependency           an optional package is needed; the message names the install command
 
 Anything else that escapes is a bug in foveal. Messages say what was found, what was needed and what to do.
@@ -39,6 +40,10 @@ class PromptError(FovealError):
 
 class ContextError(PromptError):
     """A prompt that does not fit the model's context."""
+
+
+class DataError(FovealError):
+    """A file or line of training data that cannot be used; the message begins with its place."""
 
 
 class MissingDependency(FovealError):

@@ -48,6 +48,7 @@ MAY = {
     "generate": SPINE | {"processor", "reply", "relevance", "cost"},
     "engine": SPINE | {"processor", "relevance", "cost", "generate"},
     "train": SPINE | {"processor", "relevance", "cost", "generate", "world", "standin"},
+    "finetune": SPINE | {"processor", "cost", "train"},
     "serve": SPINE | {"processor", "relevance", "cost", "generate", "engine"},
     "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "world"},
 }
