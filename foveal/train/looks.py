@@ -131,12 +131,18 @@ def looks(view: View, turns: np.ndarray) -> tuple[Look, ...]:
         text = b"".join(tokenizer.token_bytes(int(i)) for i in sequence.token_ids[start : answering[0]]).decode()
         ends = np.cumsum(lengths[start : answering[0]])
         places = list(zip(question.frames or (0,) * len(question.boxes), question.boxes, strict=True))
-        for name, meant in _named(question, places):
-            named = re.search(rf"\b{re.escape(name)}\b", question.question)
-            if named:
-                row = start + int(np.searchsorted(ends, text.index(question.question) + named.end()))
-                middle = view.middle(meant[0]) if len(meant) == 1 else None
-                found.append(Look(WORDS, row, 0, tuple(view.showing(place) for place in meant), place=middle))
+        words = {}  # rows of the question's words that name something
+        for name in question.names:
+            if named := re.search(rf"\b{re.escape(name)}\b", question.question):
+                words[name] = start + int(np.searchsorted(ends, text.index(question.question) + named.end()))
+        if question.kind == "count":
+            for row in words.values():
+                found.append(Look(WORDS, row, 0, _counted(places, view)))
+                found.append(Look(ANSWER, int(answering[0]), 1, (np.array([row]),)))
+        else:
+            for name, place in zip(question.names, places, strict=False):
+                if name in words:
+                    found.append(Look(WORDS, words[name], 0, (view.showing(place),), place=view.middle(place)))
         # The row before a token is the one that says it.
         said = np.concatenate([[0], np.cumsum(lengths[answering[:-1] + 1])])
         for first, last, head, parts, at_place in _told(question, places, view):
@@ -146,11 +152,9 @@ def looks(view: View, turns: np.ndarray) -> tuple[Look, ...]:
     return tuple(found)
 
 
-def _named(question: Question, places: list[Place]) -> list[tuple[str, list[Place]]]:
-    """Pair each name in a question with what it means: one thing, or the whole group that is counted."""
-    if question.kind == "count":
-        return [(name, places) for name in question.names]
-    return [(name, [place]) for name, place in zip(question.names, places, strict=False)]
+def _counted(places: list[Place], view: View) -> tuple[np.ndarray, ...]:
+    """List one token of each thing, and the first row: its share, one in n + 1, says how many others there are."""
+    return (np.array([SINK]), *(view.centre(place) for place in places))
 
 
 Told = tuple[int, int, int, tuple[np.ndarray, ...], tuple[float, float] | None]
@@ -160,8 +164,7 @@ def _told(question: Question, places: list[Place], view: View) -> Iterator[Told]
     """Yield (first, last character of the answer, head, parts, place): what is looked at while that stretch is said."""
     answer = question.answer
     if question.kind == "count":
-        # One share in n + 1 goes to the first row: how large it is says how many others there are.
-        yield 0, len(answer), 0, (np.array([SINK]), *(view.centre(place) for place in places)), None
+        yield 0, len(answer), 0, _counted(places, view), None
     elif question.kind == "read_number":
         frame, (x1, y1, x2, y2) = places[0]
         ends = np.linspace(x1, x2, len(answer) + 1).round().astype(int).tolist()  # digits are of one width

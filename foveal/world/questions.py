@@ -117,19 +117,18 @@ def _count(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Ask about the group a counting picture was built around; elsewhere about everything, or about one family."""
     things: Sequence[Thing] = scene.things
     what = ("objects", "things")[int(rng.integers(2))]
-    names: tuple[str, ...] = ()
+    name = what
     if scene.group is not None and rng.random() < 0.85:
         attribute, value = scene.group
         what = plural(value) if attribute == "kind" else f"{value} things"
-        names = (what if attribute == "kind" else value,)
+        name = what if attribute == "kind" else value
         things = [thing for thing in things if getattr(thing, attribute) == value]
     elif len({thing.family for thing in things}) > 1 and rng.random() < 0.5:
         family = things[int(rng.integers(len(things)))].family
-        what = f"{family}s"
-        names = (what,)
+        what = name = f"{family}s"
         things = [thing for thing in things if thing.family == family]
     boxes = tuple(thing.box for thing in things)
-    return [Question("count", say(rng, "count", s=what), str(len(things)), boxes, names=names)]
+    return [Question("count", say(rng, "count", s=what), str(len(things)), boxes, names=(name,))]
 
 
 def _box(scene: Scene, rng: np.random.Generator) -> list[Question]:
