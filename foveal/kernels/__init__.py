@@ -10,18 +10,17 @@ come from several threads; the library's own threads work for one of them at a t
 
 from __future__ import annotations
 
-import ctypes
 import math
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from foveal.errors import FovealError
 from foveal.kernels import oracle
-from foveal.kernels.library import load
+from foveal.kernels.arrays import TYPES, Array, as_numpy, dense, empty, facts, is_torch, matrix
+from foveal.kernels.library import done, load, native
 
 __all__ = [
     "Activations",
@@ -47,10 +46,7 @@ __all__ = [
     "use_path",
 ]
 
-Array = Any  # numpy.ndarray or torch.Tensor on the CPU; torch is not imported here
-_TYPES = {"float32": 0, "bfloat16": 1, "uint16": 1, "float16": 2, "int8": 3}  # uint16: the bits of bfloat16 in NumPy
-_GROUP, _LANES, _ALIGNMENT = oracle.GROUP, oracle.LANES, 64
-_names: dict[Any, str] = {}  # of dtypes met
+_GROUP, _LANES = oracle.GROUP, oracle.LANES
 
 
 # ---------------------------------------------------------------- the library
@@ -66,16 +62,9 @@ def reason() -> str:
     return load()[1]
 
 
-def _library() -> ctypes.CDLL:
-    library, why = load()
-    if library is None:
-        raise FovealError(f"the native kernels are not available: {why}")
-    return library
-
-
 def paths() -> list[str]:
     """List the instruction sets this machine can use, slowest first."""
-    library, found, i = _library(), [], 0
+    library, found, i = native(), [], 0
     while (name := library.foveal_path_name(i)) is not None:
         found.append(name.decode())
         i += 1
@@ -84,13 +73,13 @@ def paths() -> list[str]:
 
 def path() -> str:
     """Name the instruction set in use."""
-    library = _library()
+    library = native()
     return str(library.foveal_path_name(library.foveal_get_path()).decode())
 
 
 def use_path(name: str | None) -> None:
     """Use another instruction set, for tests and comparisons; None takes the fastest again."""
-    library, have = _library(), paths()
+    library, have = native(), paths()
     if name is not None and name not in have:
         raise FovealError(f"this machine has no path {name!r}; it has {', '.join(have)}")
     wanted, i = (name or have[-1]).encode(), 0
@@ -101,99 +90,24 @@ def use_path(name: str | None) -> None:
 
 def threads() -> int:
     """Return how many threads a call uses, the caller's included."""
-    return int(_library().foveal_get_threads())
+    return int(native().foveal_get_threads())
 
 
 def set_threads(count: int) -> None:
     """Set how many threads a call uses, 1 to 256; results do not depend on it."""
-    if _library().foveal_set_threads(count):
+    if native().foveal_set_threads(count):
         raise FovealError(f"{count} threads; 1 to 256 are possible")
 
 
 def read_bandwidth(megabytes: int = 256, runs: int = 3) -> float:
     """Measure how many bytes a second all threads together can read from memory, the best of some runs."""
-    library, words = _library(), np.ones(megabytes << 17, np.uint64)
+    library, words = native(), np.ones(megabytes << 17, np.uint64)
     best = math.inf
     for _ in range(runs):
         start = time.perf_counter()
         library.foveal_read(words.ctypes.data, words.size)
         best = min(best, time.perf_counter() - start)
     return words.nbytes / best
-
-
-# ---------------------------------------------------------------- arrays
-
-
-def _is_torch(x: Array) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-def _facts(x: Array, what: str, dtypes: tuple[str, ...], dims: int) -> tuple[int, str, tuple[int, ...]]:
-    """Return address, dtype and strides in elements, after a check of kind, dtype and number of axes."""
-    if isinstance(x, np.ndarray):
-        strides = tuple(s // x.itemsize for s in x.strides)
-        address = x.__array_interface__["data"][0]
-    elif _is_torch(x):
-        if x.device.type != "cpu":
-            raise TypeError(f"{what} is on {x.device}; the kernels read the CPU's memory")
-        strides, address = x.stride(), x.data_ptr()
-    else:
-        raise TypeError(f"{what} is a {type(x).__name__}; a NumPy array or a torch tensor is needed")
-    dtype = _names.get(x.dtype)
-    if dtype is None:  # str of a dtype is slow, and a decoding model comes here a thousand times a second
-        dtype = _names.setdefault(x.dtype, str(x.dtype).removeprefix("torch."))
-    if dtype not in dtypes:
-        raise TypeError(f"{what} is {dtype}; {' or '.join(dtypes)} is needed")
-    if x.ndim != dims:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}; {dims} axes are needed")
-    return address, dtype, strides
-
-
-def _matrix(x: Array, what: str, dtypes: tuple[str, ...]) -> tuple[int, str, int]:
-    """Return address, dtype and row stride of a matrix whose rows are dense."""
-    address, dtype, (outer, inner) = _facts(x, what, dtypes, 2)
-    rows, columns = x.shape
-    if rows <= 1:
-        outer = columns
-    if rows and ((inner != 1 and columns > 1) or outer < columns):
-        raise ValueError(f"{what} has strides {(outer, inner)}; rows must be contiguous and apart")
-    return address, dtype, outer
-
-
-def _dense(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> int:
-    address, _, strides = _facts(x, what, dtypes, len(shape))
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}; {shape} is needed")
-    expected = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size > 1 and stride != expected and 0 not in shape:
-            raise ValueError(f"{what} has strides {tuple(strides)}; it must be contiguous")
-        expected *= size
-    return address
-
-
-def _empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """Make an array of the kind of `like` that starts on a cache line."""
-    if _is_torch(like):
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype))
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _numpy(x: Array) -> np.ndarray[Any, Any]:
-    return x.detach().numpy() if _is_torch(x) else x
-
-
-def _done(status: int, what: str) -> None:
-    if status == 1:
-        raise FovealError(f"{what} hold NaN or infinity, which have no 8-bit form")
-    if status == 2:
-        raise FovealError(f"{what} are too large: a group's scale would not fit float16 (65504)")
-    assert status == 0, f"the kernels refused an argument (status {status})"
 
 
 # ---------------------------------------------------------------- values
@@ -217,14 +131,17 @@ class Packed:
     columns: int
     codes: Array = field(repr=False)
     scales: Array = field(repr=False)
-    _at: tuple[int, int] = field(init=False, repr=False)
+    at: tuple[int, int] = field(init=False, repr=False)  # the addresses of both
 
     def __post_init__(self) -> None:
         if self.bits not in oracle.BLOCK_BYTES or self.rows < 1 or self.columns < 1:
             raise ValueError(f"{self.bits} bits, {self.rows} rows, {self.columns} columns; 8 or 4 bits, 1 or more of each")
         codes, scales = packed_shapes(self.rows, self.columns, self.bits)
-        at = _dense(self.codes, "codes", ("uint8",), codes), _dense(self.scales, "scales", ("float16",), scales)
-        object.__setattr__(self, "_at", at)
+        at = dense(self.codes, "codes", ("uint8",), codes), dense(self.scales, "scales", ("float16",), scales)
+        object.__setattr__(self, "at", at)
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[int, int, int, Array, Array]]:
+        return Packed, (self.bits, self.rows, self.columns, self.codes, self.scales)  # a copy has addresses of its own
 
     @property
     def num_bytes(self) -> int:
@@ -240,13 +157,13 @@ class Activations:
     codes: Array = field(repr=False)
     scales: Array = field(repr=False)
     sums: Array = field(repr=False)
-    _at: tuple[int, int, int] = field(init=False, repr=False)
+    at: tuple[int, int, int] = field(init=False, repr=False)  # the addresses of all three
 
     def __post_init__(self) -> None:
         count = self.rows * -(-self.columns // _GROUP)
-        codes = _dense(self.codes, "codes", ("int8",), (count * _GROUP,))
-        scales = _dense(self.scales, "scales", ("float32",), (count,))
-        object.__setattr__(self, "_at", (codes, scales, _dense(self.sums, "sums", ("int32",), (count,))))
+        codes = dense(self.codes, "codes", ("int8",), (count * _GROUP,))
+        scales = dense(self.scales, "scales", ("float32",), (count,))
+        object.__setattr__(self, "at", (codes, scales, dense(self.sums, "sums", ("int32",), (count,))))
 
 
 # ---------------------------------------------------------------- functions
@@ -257,29 +174,38 @@ def pack(weight: Array, bits: int, *, out: Packed | None = None) -> Packed:
 
     `out` takes the result into arrays that exist. Raise FovealError for NaN, infinity and values beyond float16 scales.
     """
-    address, dtype, stride = _matrix(weight, "weight", ("float32", "bfloat16", "uint16", "float16"))
+    address, dtype, stride = matrix(weight, "weight", ("float32", "bfloat16", "uint16", "float16"))
     rows, columns = (int(n) for n in weight.shape)
     if out is None:
         if bits not in oracle.BLOCK_BYTES or rows < 1 or columns < 1:
             raise ValueError(f"a weight of shape {(rows, columns)} in {bits} bits; 8 or 4 bits and no empty axis are needed")
         codes, scales = packed_shapes(rows, columns, bits)
-        out = Packed(bits, rows, columns, _empty(weight, codes, "uint8"), _empty(weight, scales, "float16"))
+        out = Packed(bits, rows, columns, empty(weight, codes, "uint8"), empty(weight, scales, "float16"))
     elif (out.bits, out.rows, out.columns) != (bits, rows, columns):
         raise ValueError(f"out is {out}; {bits} bits, {rows} rows, {columns} columns are needed")
-    _done(_library().foveal_pack(address, _TYPES[dtype], bits, rows, columns, stride, *out._at), "weights")
+    done(native().foveal_pack(address, TYPES[dtype], bits, rows, columns, stride, *out.at), "weights")
     return out
 
 
 def unpack(packed: Packed) -> Array:
     """Return the quantised weight (N, K) as float32."""
-    whole = oracle.unpack(_numpy(packed.codes), _numpy(packed.scales), packed.rows, packed.columns)
-    return sys.modules["torch"].from_numpy(whole) if _is_torch(packed.codes) else whole
+    whole = oracle.unpack(as_numpy(packed.codes), as_numpy(packed.scales), packed.rows, packed.columns)
+    return sys.modules["torch"].from_numpy(whole) if is_torch(packed.codes) else whole
 
 
 def take_rows(packed: Packed, ids: Array) -> Array:
-    """Return rows `ids` of the quantised weight as float32, (len(ids), K): an embedding that stays packed."""
-    whole = oracle.take_rows(_numpy(packed.codes), _numpy(packed.scales), _numpy(ids), packed.columns)
-    return sys.modules["torch"].from_numpy(whole) if _is_torch(packed.codes) else whole
+    """Return rows `ids` (n,) int64 of the quantised weight as float32, (n, K): an embedding that stays packed.
+
+    Raise IndexError for an id that is not a row.
+    """
+    count = int(ids.shape[0])
+    at = dense(ids, "ids", ("int64",), (count,))
+    if count and not 0 <= int(ids.min()) <= int(ids.max()) < packed.rows:
+        raise IndexError(f"ids are {int(ids.min())} to {int(ids.max())}; 0 to {packed.rows - 1} are rows")
+    out = empty(packed.codes, (count, packed.columns), "float32")
+    to = dense(out, "out", ("float32",), (count, packed.columns))
+    done(native().foveal_take_rows(packed.bits, *packed.at, packed.columns, at, count, to), "ids")
+    return out
 
 
 def quantise(x: Array, *, out: Activations | None = None) -> Activations:
@@ -289,21 +215,21 @@ def quantise(x: Array, *, out: Activations | None = None) -> Activations:
 
 def rms_quantise(x: Array, weight: Array, eps: float, *, out: Activations | None = None) -> Activations:
     """Quantise the RMSNorm of rows (T, K) float32, its weight (K,) float32, in one pass."""
-    return _quantise(x, _dense(weight, "norm weight", ("float32",), (int(x.shape[-1]),)), eps, out)
+    return _quantise(x, dense(weight, "norm weight", ("float32",), (int(x.shape[-1]),)), eps, out)
 
 
 def _quantise(x: Array, norm: int | None, eps: float, out: Activations | None) -> Activations:
-    address, _, stride = _matrix(x, "x", ("float32",))
+    address, _, stride = matrix(x, "x", ("float32",))
     rows, columns = x.shape
     if columns < 1:
         raise ValueError(f"x has shape {(rows, columns)}; 1 or more columns are needed")
     if out is None:
         count = rows * -(-columns // _GROUP)
-        arrays = (_empty(x, (count * _GROUP,), "int8"), _empty(x, (count,), "float32"), _empty(x, (count,), "int32"))
+        arrays = (empty(x, (count * _GROUP,), "int8"), empty(x, (count,), "float32"), empty(x, (count,), "int32"))
         out = Activations(rows, columns, *arrays)
     elif (out.rows, out.columns) != (rows, columns):
         raise ValueError(f"out is for {out.rows} rows of {out.columns}; {rows} of {columns} are needed")
-    _done(_library().foveal_quantise_rows(address, norm, eps, rows, columns, stride, *out._at), "activations")
+    done(native().foveal_quantise_rows(address, norm, eps, rows, columns, stride, *out.at), "activations")
     return out
 
 
@@ -315,18 +241,18 @@ def turn(x: Array, weight: Array, eps: float, cos: Array, sin: Array) -> Array:
     if x.ndim != 3 or x.shape[2] % 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; (T, N, H) with an even H is needed")
     tokens, heads, dim = (int(n) for n in x.shape)
-    at = _dense(x, "x", ("float32",), (tokens, heads, dim))
-    tables = [_dense(table, what, ("float32",), (tokens, dim // 2)) for table, what in ((cos, "cos"), (sin, "sin"))]
-    out = _empty(x, (tokens, heads, dim), "float32")
-    to = _dense(out, "out", ("float32",), (tokens, heads, dim))
-    norm = _dense(weight, "norm weight", ("float32",), (dim,))
-    _done(_library().foveal_turn(at, norm, eps, *tables, tokens, heads, dim, to), "heads")
+    at = dense(x, "x", ("float32",), (tokens, heads, dim))
+    tables = [dense(table, what, ("float32",), (tokens, dim // 2)) for table, what in ((cos, "cos"), (sin, "sin"))]
+    out = empty(x, (tokens, heads, dim), "float32")
+    to = dense(out, "out", ("float32",), (tokens, heads, dim))
+    norm = dense(weight, "norm weight", ("float32",), (dim,))
+    done(native().foveal_turn(at, norm, eps, *tables, tokens, heads, dim, to), "heads")
     return out
 
 
 def matmul(x: Array | Activations, weight: Packed, bias: Array | None = None, *, out: Array | None = None) -> Array:
     """Multiply rows (T, K) by a packed weight: x W^T + bias, (T, N) float32. x may be quantised already."""
-    at = None if bias is None else _dense(bias, "bias", ("float32",), (weight.rows,))
+    at = None if bias is None else dense(bias, "bias", ("float32",), (weight.rows,))
     return _product(x, weight, None, at, out)
 
 
@@ -342,15 +268,15 @@ def _product(x: Array | Activations, weight: Packed, up: Packed | None, bias: in
     if a.columns != weight.columns:
         raise ValueError(f"x has {a.columns} columns, the weight {weight.columns}")
     if out is None:
-        out = _empty(a.codes, (a.rows, weight.rows), "float32")
+        out = empty(a.codes, (a.rows, weight.rows), "float32")
     elif tuple(out.shape) != (a.rows, weight.rows):
         raise ValueError(f"out has shape {tuple(out.shape)}; {(a.rows, weight.rows)} is needed")
-    address, _, stride = _matrix(out, "out", ("float32",))
-    second = (None, None) if up is None else up._at
-    status = _library().foveal_matmul(
-        weight.bits, *weight._at, *second, weight.rows, weight.columns, *a._at, a.rows, bias, address, stride
+    address, _, stride = matrix(out, "out", ("float32",))
+    second = (None, None) if up is None else up.at
+    status = native().foveal_matmul(
+        weight.bits, *weight.at, *second, weight.rows, weight.columns, *a.at, a.rows, bias, address, stride
     )
-    _done(status, "products")
+    done(status, "products")
     return out
 
 
@@ -364,9 +290,9 @@ def attend(
     makes them; the first axis may be strided, as a view of a larger cache is. N is a multiple of G, at most 32 times G; H is
     256 or less. `scale` is H ** -0.5 where it is not given.
     """
-    address, _, _ = _facts(q, "q", ("float32",), 2)
+    address, _, _ = facts(q, "q", ("float32",), 2)
     heads, dim = (int(n) for n in q.shape)
-    _dense(q, "q", ("float32",), (heads, dim))
+    dense(q, "q", ("float32",), (heads, dim))
     kv_heads, positions = int(keys.shape[0]), int(keys.shape[1]) if keys.ndim == 3 else 0
     kinds = ("float32", "bfloat16", "uint16", "int8")
     key_at, dtype, key_stride = _cache(keys, "keys", kinds, (kv_heads, positions, dim))
@@ -382,20 +308,20 @@ def attend(
         shape = (kv_heads, positions, -(-dim // _GROUP))
         named = ((key_scales, "key_scales"), (value_scales, "value_scales"))
         scales = [_cache(x, what, ("float16",), shape)[::2] for x, what in named]
-    out = _empty(q, (heads, dim), "float32") if out is None else out
+    out = empty(q, (heads, dim), "float32") if out is None else out
     (key_scale_at, key_scale_stride), (value_scale_at, value_scale_stride) = scales
-    status = _library().foveal_attend(
-        address, key_at, value_at, _TYPES[dtype], key_scale_at, value_scale_at, heads, kv_heads, positions, dim, key_stride,
+    status = native().foveal_attend(
+        address, key_at, value_at, TYPES[dtype], key_scale_at, value_scale_at, heads, kv_heads, positions, dim, key_stride,
         value_stride, key_scale_stride, value_scale_stride, dim**-0.5 if scale is None else scale,
-        _dense(out, "out", ("float32",), (heads, dim)),
+        dense(out, "out", ("float32",), (heads, dim)),
     )  # fmt: skip
-    _done(status, "keys or values")
+    done(status, "keys or values")
     return out
 
 
 def _cache(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[int, str, int]:
     """Return address, dtype and head stride of a (G, S, H) array, dense but for its first axis."""
-    address, dtype, strides = _facts(x, what, dtypes, 3)
+    address, dtype, strides = facts(x, what, dtypes, 3)
     if tuple(x.shape) != shape:
         raise ValueError(f"{what} has shape {tuple(x.shape)}; {shape} is needed")
     if (shape[2] > 1 and strides[2] != 1) or (shape[1] > 1 and strides[1] != shape[2]):
@@ -406,8 +332,8 @@ def _cache(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, int, 
 def quantise_cache(x: Array) -> tuple[Array, Array]:
     """Quantise keys or values (..., H) float32: int8 codes of that shape, float16 scales (..., ceil(H / 32))."""
     shape = tuple(int(n) for n in x.shape)
-    address = _dense(x, "keys or values", ("float32",), shape)
-    codes, scales = _empty(x, shape, "int8"), _empty(x, (*shape[:-1], -(-shape[-1] // _GROUP)), "float16")
-    at = (_facts(codes, "codes", ("int8",), len(shape))[0], _facts(scales, "scales", ("float16",), len(shape))[0])
-    _done(_library().foveal_quantise_cache(address, math.prod(shape[:-1]), shape[-1], *at), "keys or values")
+    address = dense(x, "keys or values", ("float32",), shape)
+    codes, scales = empty(x, shape, "int8"), empty(x, (*shape[:-1], -(-shape[-1] // _GROUP)), "float16")
+    at = (facts(codes, "codes", ("int8",), len(shape))[0], facts(scales, "scales", ("float16",), len(shape))[0])
+    done(native().foveal_quantise_cache(address, math.prod(shape[:-1]), shape[-1], *at), "keys or values")
     return codes, scales

@@ -22,7 +22,8 @@
  * cannot change a bit.
  *
  * The file in order: numbers, the pool of threads, loops any compiler can vectorise (written once, compiled for each
- * instruction set), tiles by hand for each instruction set, the choice among them, the exported functions.
+ * instruction set), tiles by hand for each instruction set, the choice among them, the exported functions, and one of
+ * these that calls the others: a step of decoding.
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -78,6 +79,9 @@ INLINE uint16_t to_float16(float x) {
     uint32_t half = (magnitude - (112u << 23)) >> 13;
     return (uint16_t)(sign | (half > 0x7c00 ? 0x7c00 : half));
 }
+
+/* Round to nearest even, as torch does; the caller rules out NaN. */
+INLINE uint16_t to_bfloat16(float x) { return (uint16_t)((bits_of(x) + 0x7fff + (bits_of(x) >> 16 & 1)) >> 16); }
 
 /* e^x within 2e-7 of its value: x = n ln 2 + f, a Taylor polynomial of f, and n put into the exponent. */
 INLINE float exponential(float x) {
@@ -242,6 +246,7 @@ struct product_job {
     int64_t rows, groups, tokens;            /* N, K / 32, T */
     int64_t blocks, grain, spans, chunk;     /* row blocks, row blocks a part, parts a chunk, tokens a chunk */
     const float *bias;
+    int add; /* to what is in out already */
     float *out;
     int64_t stride;
 };
@@ -441,12 +446,34 @@ INLINE void product_part(const void *context, int64_t part) {
             }
             for (int t = 0; t < width; t++) {
                 float *out = job->out + (token + t) * job->stride + row;
-                if (job->bias) for (int i = 0; i < count; i++) out[i] = tile[t * LANES + i] + job->bias[row + i];
+                if (job->bias) for (int i = 0; i < count; i++) tile[t * LANES + i] += job->bias[row + i];
+                if (job->add) for (int i = 0; i < count; i++) out[i] += tile[t * LANES + i];
                 else if (count == LANES) memcpy(out, tile + t * LANES, LANES * 4);
                 else for (int i = 0; i < count; i++) out[i] = tile[t * LANES + i];
             }
         }
     }
+}
+
+/* One row of the cache to 8 bits, a float16 scale a group. */
+INLINE int quantise_cache_row(const float *x, int64_t dim, int8_t *codes, uint16_t *scales) {
+    for (int64_t from = 0; from < dim; from += GROUP) {
+        int64_t end = least(from + GROUP, dim);
+        float amax = 0;
+        for (int64_t i = from; i < end; i++) {
+            if ((bits_of(x[i]) & 0x7fffffff) >= 0x7f800000) return NOT_FINITE;
+            amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
+        }
+        uint16_t half = to_float16(amax / 127.0f);
+        if (half == 0x7c00) return TOO_LARGE;
+        *scales++ = half;
+        float scale = from_float16(half), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
+        for (int64_t i = from; i < end; i++) {
+            float y = nearest(x[i] * inverse);
+            codes[i] = (int8_t)(y < -127.0f ? -127.0f : y > 127.0f ? 127.0f : y);
+        }
+    }
+    return DONE;
 }
 
 /* One row of the cache as float32; what lies beyond `dim` in `row` stays as it is. */
@@ -825,12 +852,45 @@ static const struct path *path(void) {
     return &paths[index];
 }
 
+/* ---------------------------------------------------------------- plans: a job, and how it is cut into parts */
+
+struct matrix {
+    const uint8_t *codes;
+    const uint16_t *scales;
+    const float *bias; /* or NULL */
+    int64_t bits, rows, columns;
+};
+
+/* Prepare out (tokens, rows) = a W^T (+ bias), or with `up` a SwiGLU; return the number of parts. */
+static int64_t plan_product(struct product_job *job, const struct path *p, const struct matrix *w, const struct matrix *up,
+                            struct activations a, int64_t tokens, float *out, int64_t stride) {
+    const int64_t cache = 384 << 10, part_bytes = 64 << 10; /* what a chunk may hold, what a part should at least read */
+    *job = (struct product_job){.tile = w->bits == 8 ? p->tile8 : p->tile4, .block_bytes = w->bits == 8 ? 512 : 256,
+                                .codes = w->codes, .scales = w->scales, .a = a, .rows = w->rows,
+                                .groups = (w->columns + GROUP - 1) / GROUP, .tokens = tokens, .bias = w->bias,
+                                .out = out, .stride = stride};
+    if (up) job->up_codes = up->codes, job->up_scales = up->scales;
+    int64_t tile_bytes = job->groups * (GROUP + 8) * TILE, block = job->groups * job->block_bytes * (up ? 2 : 1);
+    job->chunk = TILE * (tile_bytes < cache ? cache / tile_bytes : 1);
+    job->blocks = (job->rows + LANES - 1) / LANES;
+    job->grain = block < part_bytes ? part_bytes / block : 1;
+    job->spans = (job->blocks + job->grain - 1) / job->grain;
+    return job->spans * ((tokens + job->chunk - 1) / job->chunk);
+}
+
+/* x (rows, columns) to tiles; see foveal_quantise_rows. */
+static void quantise_rows(const struct path *p, const float *x, const float *norm, float eps, int64_t rows, int64_t columns,
+                          int64_t stride, struct activations out, atomic_int *status) {
+    struct quantise_job job = {x, norm, eps, rows, columns, stride, (columns + GROUP - 1) / GROUP, out, status};
+    run(p->quantise, &job, (rows + TILE - 1) / TILE);
+}
+
 /* ---------------------------------------------------------------- exported
  *
  * All return a status; pointers are the caller's, strides are in elements, T may be 0. The Python side checks shapes.
  */
 
-EXPORT int foveal_interface(void) { return 2; } /* to be raised when a signature or a layout changes */
+EXPORT int foveal_interface(void) { return 3; } /* to be raised when a signature or a layout changes */
 
 /* The name of path `index`, NULL past the last; an empty name where this machine lacks it. */
 EXPORT const char *foveal_path_name(int index) { return index < 0 || index >= PATHS ? NULL : present(index) ? paths[index].name : ""; }
@@ -858,12 +918,29 @@ EXPORT int foveal_pack(const void *weight, int type, int bits, int64_t rows, int
     return atomic_load(&status);
 }
 
+/* Rows `ids` of a packed weight as float32, out (count, columns): an embedding. */
+EXPORT int foveal_take_rows(int bits, const uint8_t *codes, const uint16_t *scales, int64_t columns, const int64_t *ids,
+                            int64_t count, float *out) {
+    int64_t groups = (columns + GROUP - 1) / GROUP, block_bytes = bits == 8 ? 512 : 256, offset = bits == 8 ? 128 : 8;
+    if (bits != 8 && bits != 4) return BAD_ARGUMENT;
+    for (int64_t i = 0; i < count; i++, out += columns) {
+        const uint8_t *block = codes + ids[i] / LANES * groups * block_bytes + ids[i] % LANES * 4;
+        const uint16_t *scale = scales + ids[i] / LANES * groups * LANES + ids[i] % LANES;
+        for (int64_t k = 0; k < columns; k++) {
+            int64_t quad = k % GROUP / 4, high = bits == 4 && quad >= 4;
+            uint8_t code = block[k / GROUP * block_bytes + (high ? quad - 4 : quad) * 64 + k % 4];
+            int32_t q = (int32_t)(bits == 8 ? code : high ? code >> 4 : code & 15) - (int32_t)offset;
+            out[k] = (float)q * from_float16(scale[k / GROUP * LANES]);
+        }
+    }
+    return DONE;
+}
+
 /* x (rows, columns) -> tiles. With `norm`, each row first goes through an RMSNorm with these weights. */
 EXPORT int foveal_quantise_rows(const float *x, const float *norm, float eps, int64_t rows, int64_t columns, int64_t stride,
                                 int8_t *codes, float *scales, int32_t *sums) {
     atomic_int status = DONE;
-    struct quantise_job job = {x, norm, eps, rows, columns, stride, (columns + GROUP - 1) / GROUP, {codes, scales, sums}, &status};
-    run(path()->quantise, &job, (rows + TILE - 1) / TILE);
+    quantise_rows(path(), x, norm, eps, rows, columns, stride, (struct activations){codes, scales, sums}, &status);
     return atomic_load(&status);
 }
 
@@ -872,20 +949,12 @@ EXPORT int foveal_matmul(int bits, const uint8_t *codes, const uint16_t *scales,
                          const uint16_t *up_scales, int64_t rows, int64_t columns, const int8_t *a, const float *a_scales,
                          const int32_t *a_sums, int64_t tokens, const float *bias, float *out, int64_t stride) {
     if (bits != 8 && bits != 4) return BAD_ARGUMENT;
-    const struct path *p = path();
-    struct product_job job = {.tile = bits == 8 ? p->tile8 : p->tile4, .block_bytes = bits == 8 ? 512 : 256,
-                              .codes = codes, .scales = scales, .up_codes = up_codes, .up_scales = up_scales,
-                              .a = {(int8_t *)a, (float *)a_scales, (int32_t *)a_sums},
-                              .rows = rows, .groups = (columns + GROUP - 1) / GROUP, .tokens = tokens,
-                              .bias = bias, .out = out, .stride = stride};
     if (rows < 1 || columns < 1 || tokens < 1) return rows < 0 || columns < 1 || tokens < 0 ? BAD_ARGUMENT : DONE;
-    const int64_t cache = 384 << 10, part_bytes = 64 << 10; /* what a chunk may hold, what a part should at least read */
-    int64_t tile_bytes = job.groups * (GROUP + 8) * TILE, block = job.groups * job.block_bytes * (up_codes ? 2 : 1);
-    job.chunk = TILE * (tile_bytes < cache ? cache / tile_bytes : 1);
-    job.blocks = (rows + LANES - 1) / LANES;
-    job.grain = block < part_bytes ? part_bytes / block : 1;
-    job.spans = (job.blocks + job.grain - 1) / job.grain;
-    run(p->product, &job, job.spans * ((tokens + job.chunk - 1) / job.chunk));
+    struct matrix weight = {codes, scales, bias, bits, rows, columns}, up = {up_codes, up_scales, NULL, bits, rows, columns};
+    struct activations in = {(int8_t *)a, (float *)a_scales, (int32_t *)a_sums};
+    struct product_job job;
+    int64_t parts = plan_product(&job, path(), &weight, up_codes ? &up : NULL, in, tokens, out, stride);
+    run(path()->product, &job, parts);
     return DONE;
 }
 
@@ -916,23 +985,163 @@ EXPORT int foveal_turn(const float *x, const float *weight, float eps, const flo
 
 /* Rows of a key-value cache to 8 bits: x (rows, dim) -> codes (rows, dim), float16 scales (rows, groups of 32). */
 EXPORT int foveal_quantise_cache(const float *x, int64_t rows, int64_t dim, int8_t *codes, uint16_t *scales) {
-    for (int64_t at = 0; at < rows; at++)
-        for (int64_t g = 0; g * GROUP < dim; g++) {
-            int64_t count = least(GROUP, dim - g * GROUP), from = at * dim + g * GROUP;
-            float amax = 0;
-            for (int64_t i = 0; i < count; i++) {
-                if ((bits_of(x[from + i]) & 0x7fffffff) >= 0x7f800000) return NOT_FINITE;
-                amax = fabsf(x[from + i]) > amax ? fabsf(x[from + i]) : amax;
-            }
-            uint16_t half = to_float16(amax / 127.0f);
-            if (half == 0x7c00) return TOO_LARGE;
-            *scales++ = half;
-            float scale = from_float16(half), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
-            for (int64_t i = 0; i < count; i++) {
-                float y = nearest(x[from + i] * inverse);
-                codes[from + i] = (int8_t)(y < -127.0f ? -127.0f : y > 127.0f ? 127.0f : y);
-            }
-        }
+    int status = DONE;
+    for (int64_t at = 0; at < rows && !status; at++)
+        status = quantise_cache_row(x + at * dim, dim, codes + at * dim, scales + at * ((dim + GROUP - 1) / GROUP));
+    return status;
+}
+
+/* ---------------------------------------------------------------- exported: a step of decoding
+ *
+ * One new token of each of some sequences through all layers of a dense decoder, in one call. Called layer by layer from
+ * Python, the products of a step take two thirds of its time, and between them the other threads fall asleep.
+ * The same functions in the same order as the calls above: the same bits.
+ */
+
+struct layer { /* as the Python side lays it out; matrices without codes are not there */
+    const float *input_norm, *post_norm, *q_norm, *k_norm;
+    struct matrix q, k, v, o, gate, up, down;
+};
+
+struct decoder {
+    int64_t layers, hidden, inner, heads, kv_heads, dim; /* inner: the widest MLP */
+    float eps, scale;                                    /* of norms, of scores */
+};
+
+/* The cache of one sequence: where layer 0 has its keys and values; strides in elements. A layer's keys are
+ * (kv_heads, capacity, dim), of which `length` rows are filled in; this step fills the next. */
+struct cached {
+    char *keys, *values;
+    uint16_t *key_scales, *value_scales; /* of INT8 */
+    int64_t type, layer_stride, head_stride, scale_layer_stride, scale_head_stride, length;
+};
+
+struct several_jobs { /* products of one input, so that threads wait for each other once */
+    const struct path *path;
+    struct product_job jobs[3];
+    int64_t parts[3];
+};
+
+static void several_part(const void *context, int64_t part) {
+    const struct several_jobs *several = context;
+    int i = 0;
+    while (part >= several->parts[i]) part -= several->parts[i++];
+    several->path->product(&several->jobs[i], part);
+}
+
+struct attends {
+    const struct path *path;
+    const struct attend_job *jobs;
+    int64_t kv_heads;
+};
+
+static void attends_part(const void *context, int64_t part) {
+    const struct attends *attends = context;
+    attends->path->attend(attends->jobs + part / attends->kv_heads, part % attends->kv_heads);
+}
+
+/* Put a token's keys or values (kv_heads, dim) behind what a layer of a sequence's cache has. */
+static int append(const struct decoder *d, const float *rows, char *to, uint16_t *scales, const struct cached *c) {
+    int status = DONE;
+    int64_t groups = (d->dim + GROUP - 1) / GROUP;
+    for (int64_t head = 0; head < d->kv_heads && !status; head++, rows += d->dim) {
+        int64_t at = head * c->head_stride + c->length * d->dim;
+        if (c->type == FLOAT32) memcpy((float *)to + at, rows, (size_t)d->dim * 4);
+        else if (c->type == BFLOAT16) for (int64_t i = 0; i < d->dim; i++) ((uint16_t *)to)[at + i] = to_bfloat16(rows[i]);
+        else status = quantise_cache_row(rows, d->dim, (int8_t *)to + at, scales + head * c->scale_head_stride + c->length * groups);
+    }
+    return status;
+}
+
+struct scratch { /* of one step */
+    float *q, *k, *v, *heads, *inner; /* (tokens, ...) */
+    struct activations a;
+    struct attend_job *attends;
+};
+
+/* Bytes of scratch for a step, or, where `base` is given, cut it up. */
+static int64_t cut_scratch(const struct decoder *d, int64_t tokens, char *base, struct scratch *s) {
+    int64_t query = d->heads * d->dim, key = d->kv_heads * d->dim, widest = d->hidden > d->inner ? d->hidden : d->inner;
+    widest = (query > widest ? query : widest) + GROUP;
+    void *places[9];
+    int64_t sizes[9] = {4 * query, 4 * key, 4 * key, 4 * query, 4 * d->inner, widest, widest / 8, widest / 8, sizeof(struct attend_job)};
+    int64_t total = 0;
+    for (int i = 0; i < 9; i++) {
+        places[i] = base + total;
+        total += (tokens * sizes[i] + 63) / 64 * 64;
+    }
+    if (base)
+        *s = (struct scratch){places[0], places[1], places[2], places[3], places[4], {places[5], places[6], places[7]}, places[8]};
+    return total;
+}
+
+static void product(const struct path *p, const struct matrix *w, const struct matrix *up, struct activations a, int64_t tokens,
+                    int add, float *out) {
+    struct product_job job;
+    int64_t parts = plan_product(&job, p, w, up, a, tokens, out, w->rows);
+    job.add = add;
+    run(p->product, &job, parts);
+}
+
+static int attention(const struct path *p, const struct decoder *d, const struct layer *l, int64_t index, int64_t tokens,
+                     const float *cosines, const float *sines, const struct cached *caches, const struct scratch *s) {
+    struct several_jobs several = {.path = p};
+    int64_t parts = 0;
+    parts += several.parts[0] = plan_product(&several.jobs[0], p, &l->q, NULL, s->a, tokens, s->q, l->q.rows);
+    parts += several.parts[1] = plan_product(&several.jobs[1], p, &l->k, NULL, s->a, tokens, s->k, l->k.rows);
+    parts += several.parts[2] = plan_product(&several.jobs[2], p, &l->v, NULL, s->a, tokens, s->v, l->v.rows);
+    run(several_part, &several, parts);
+    struct turn_job q = {s->q, l->q_norm, cosines, sines, d->eps, tokens, d->heads, d->dim, s->q};
+    struct turn_job k = {s->k, l->k_norm, cosines, sines, d->eps, tokens, d->kv_heads, d->dim, s->k};
+    run(p->turn, &q, (tokens + TILE - 1) / TILE);
+    run(p->turn, &k, (tokens + TILE - 1) / TILE);
+    for (int64_t t = 0; t < tokens; t++) {
+        const struct cached *c = caches + t;
+        int64_t size = c->type == FLOAT32 ? 4 : c->type == BFLOAT16 ? 2 : 1;
+        char *keys = c->keys + index * c->layer_stride * size, *values = c->values + index * c->layer_stride * size;
+        uint16_t *key_scales = NULL, *value_scales = NULL;
+        if (c->type == INT8)
+            key_scales = c->key_scales + index * c->scale_layer_stride, value_scales = c->value_scales + index * c->scale_layer_stride;
+        int status = append(d, s->k + t * l->k.rows, keys, key_scales, c);
+        if (!status) status = append(d, s->v + t * l->v.rows, values, value_scales, c);
+        if (status) return status;
+        s->attends[t] = (struct attend_job){
+            s->q + t * l->q.rows, keys, values, key_scales, value_scales, (int)c->type, d->heads, d->kv_heads, c->length + 1, d->dim,
+            c->head_stride, c->head_stride, c->scale_head_stride, c->scale_head_stride,
+            d->scale, s->heads + t * l->q.rows};
+    }
+    struct attends attends = {p, s->attends, d->kv_heads};
+    run(attends_part, &attends, tokens * d->kv_heads);
+    return DONE;
+}
+
+/* Bytes of scratch that `foveal_step` needs for so many tokens. */
+EXPORT int64_t foveal_step_scratch(const struct decoder *d, int64_t tokens) { return cut_scratch(d, tokens, NULL, NULL); }
+
+/* x (tokens, hidden) through all layers, in place; cosines, sines (tokens, dim / 2); one cache a token, which has room.
+ * After an error x and the row of the caches that is being filled hold anything. */
+EXPORT int foveal_step(const struct decoder *d, const struct layer *layers, int64_t tokens, float *x, const float *cosines,
+                       const float *sines, const struct cached *caches, char *scratch) {
+    if (d->kv_heads < 1 || d->heads % d->kv_heads || d->heads / d->kv_heads > MOST_SHARED || d->dim < 2 || d->dim % 2 ||
+        d->dim > MOST_DIM || tokens < 1)
+        return BAD_ARGUMENT;
+    const struct path *p = path();
+    struct scratch s = {0};
+    cut_scratch(d, tokens, scratch, &s);
+    atomic_int bad = DONE;
+    for (int64_t i = 0; i < d->layers; i++) {
+        const struct layer *l = layers + i;
+        quantise_rows(p, x, l->input_norm, d->eps, tokens, d->hidden, d->hidden, s.a, &bad);
+        int status = attention(p, d, l, i, tokens, cosines, sines, caches, &s);
+        if (status) return status;
+        quantise_rows(p, s.heads, NULL, 0, tokens, l->o.columns, l->o.columns, s.a, &bad);
+        product(p, &l->o, NULL, s.a, tokens, 1, x);
+        quantise_rows(p, x, l->post_norm, d->eps, tokens, d->hidden, d->hidden, s.a, &bad);
+        product(p, &l->gate, &l->up, s.a, tokens, 0, s.inner);
+        quantise_rows(p, s.inner, NULL, 0, tokens, l->down.columns, l->down.columns, s.a, &bad);
+        product(p, &l->down, NULL, s.a, tokens, 1, x);
+        if (atomic_load(&bad)) return atomic_load(&bad);
+    }
     return DONE;
 }
 

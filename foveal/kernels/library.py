@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("foveal_kernels.c")
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math")  # fmt: skip
-INTERFACE = 2
+INTERFACE = 3
 _REMEDY = (
     "install a C compiler (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install) "
     "or name one in the environment variable CC"
@@ -106,6 +106,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "foveal_get_threads": (),
         "foveal_set_threads": (number,),
         "foveal_pack": (pointer, number, number, count, count, count, pointer, pointer),
+        "foveal_take_rows": (number, pointer, pointer, count, pointer, count, pointer),
         "foveal_quantise_rows": (pointer, pointer, real, count, count, count, pointer, pointer, pointer),
         "foveal_matmul": (
             number, pointer, pointer, pointer, pointer, count, count, pointer, pointer, pointer, count, pointer, pointer, count,
@@ -117,11 +118,14 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "foveal_turn": (pointer, pointer, real, pointer, pointer, count, count, count, pointer),
         "foveal_quantise_cache": (pointer, count, count, pointer, pointer),
         "foveal_read": (pointer, count),
+        "foveal_step_scratch": (pointer, count),
+        "foveal_step": (pointer, pointer, count, pointer, pointer, pointer, pointer, pointer),
     }  # fmt: skip
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
     library.foveal_path_name.restype = ctypes.c_char_p
+    library.foveal_step_scratch.restype = count
     if library.foveal_interface() != INTERFACE:
         raise FovealError("the compiled kernels are of another version of foveal; reinstall it")
     library.foveal_set_threads(
@@ -145,6 +149,23 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     """Return the library, or None and the reason; decided once a process."""
     with _lock:
         return _load()
+
+
+def native() -> ctypes.CDLL:
+    """Return the library. Raise FovealError with the reason where it is not there."""
+    library, why = load()
+    if library is None:
+        raise FovealError(f"the native kernels are not available: {why}")
+    return library
+
+
+def done(status: int, what: str) -> None:
+    """Raise the error a call's status stands for."""
+    if status == 1:
+        raise FovealError(f"{what} hold NaN or infinity, which have no 8-bit form")
+    if status == 2:
+        raise FovealError(f"{what} are too large: a group's scale would not fit float16 (65504)")
+    assert status == 0, f"the kernels refused an argument (status {status})"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ sequences of like length. Every faster path is tested against it, and it against
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,10 @@ class KVCache:
     def num_bytes(self) -> int:
         return self._store.nbytes
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._store.dtype
+
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more; copies at most log2 times over a request's life."""
         need, have = self.length + tokens, self._store.shape[3]
@@ -51,10 +56,22 @@ class KVCache:
         place[0], place[1] = keys.transpose(0, 1), values.transpose(0, 1)
         return self._store[layer, 0, :, :end], self._store[layer, 1, :, :end]
 
+    def views(self) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values of all layers, each (L, G, capacity, H), or None where they do not lie in a row."""
+        return self._store[:, 0], self._store[:, 1]
+
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         assert 0 <= length <= self.length
         self.length = length
+
+
+class CacheBatch(Sequence[KVCache], ABC):
+    """Caches of several sequences that know how to attend together: see `paged.py`."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int) -> Tensor:
+        """Write the new rows and attend; shapes as of `attend`."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None, layer: int) -> Tensor:
@@ -65,18 +82,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequ
     """
     if caches is None:
         return _attend_together(q, k, v, lengths)
+    if isinstance(caches, CacheBatch):
+        return caches.attend(q, k, v, lengths, layer)
     out, start = [], 0
     for i, n in enumerate(lengths):
         rows = slice(start, start + n)
         start += n
-        out.append(_attend_one(q[rows], *caches[i].write(layer, k[rows], v[rows])))
+        out.append(attend_one(q[rows], *caches[i].write(layer, k[rows], v[rows])))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def _attend_together(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
     """Attend inside whole sequences, those of like length in one call."""
     if len(lengths) == 1:
-        return _attend_one(q, k.transpose(0, 1), v.transpose(0, 1))
+        return attend_one(q, k.transpose(0, 1), v.transpose(0, 1))
     groups, back = _groups(tuple(lengths), q.device)
     out = []
     for rows, real in groups:
@@ -110,7 +129,7 @@ def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[
     return groups, torch.from_numpy(np.argsort(np.concatenate(packed))).to(device)
 
 
-def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attend with q (n, N, H) as the last n of the S positions in keys and values (G, S, H)."""
     n, heads, dim = q.shape
     groups, total = keys.shape[0], keys.shape[1]
@@ -143,6 +162,12 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Te
         queries, keys, values = (x[rows].view(shape).transpose(1, 2) for x in (q, k, v))
         out.append(F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def attend_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend with some rows q (n, heads, H) of a frame to all of it, k, v: (P, heads, H). Return (n, heads, H)."""
+    queries, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(queries, keys, values)[0].transpose(0, 1)
 
 
 def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:

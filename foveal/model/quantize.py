@@ -30,6 +30,7 @@ from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear, Qu
 from foveal.model.moe import Experts, SparseMLP
 from foveal.model.rms_norm import RMSNorm
 from foveal.model.save import copy_companions, staged, write_json, write_weights
+from foveal.model.step import decode_step
 from foveal.model.tensorfile import TensorFile
 
 METHOD = "foveal"
@@ -142,7 +143,10 @@ def place(model: Qwen3VL, name: str, packed: list[Packed]) -> None:
 
 
 def fuse(model: Qwen3VL) -> Qwen3VL:
-    """Let the norms of a packed model do what follows them: quantise rows for packed linears, turn queries and keys."""
+    """Let the norms of a packed model do what follows them: quantise rows for packed linears, turn queries and keys.
+
+    And where every layer is dense, let one call of the kernels do a whole step of decoding.
+    """
     for layer in model.language_model.layers:
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         replaced: list[tuple[nn.Module, str, type[QuantisingNorm] | type[TurningNorm]]] = [
@@ -154,6 +158,7 @@ def fuse(model: Qwen3VL) -> Qwen3VL:
             norm = parent.get_submodule(name)
             assert isinstance(norm, RMSNorm)
             setattr(parent, name, kind(norm))
+    model.language_model.step = decode_step(model.language_model)
     return model.eval()
 
 

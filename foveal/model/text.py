@@ -17,6 +17,8 @@ from foveal.model.moe import SparseMLP
 from foveal.model.rms_norm import RMSNorm
 from foveal.model.rope import axis_of_frequency, inverse_frequencies, text_tables
 
+Tables = tuple[Tensor, Tensor]  # cosines and sines, (T, H / 2)
+
 
 class Attention(nn.Module):
     """Self-attention of one layer; each head of queries and keys is normed before it is turned."""
@@ -33,7 +35,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(h, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor | Activations, tables: tuple[Tensor, Tensor], lengths: Sequence[int],
+        self, x: Tensor | Activations, tables: Tables, lengths: Sequence[int],
         caches: Sequence[KVCache] | None,
     ) -> Tensor:  # fmt: skip
         q, k, v = (self._heads(linear(x)) for linear in (self.q_proj, self.k_proj, self.v_proj))
@@ -73,9 +75,7 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int], caches: Sequence[KVCache] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, tables: Tables, lengths: Sequence[int], caches: Sequence[KVCache] | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), tables, lengths, caches)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -93,6 +93,8 @@ class TextModel(nn.Module):
         self.embed_tokens: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        # Puts one new token of each sequence through all layers at once, or says it cannot; quantize.py sets it.
+        self.step: Callable[[Tensor, Tables, Sequence[KVCache]], bool] | None = None
         self.reset_tables()
 
     def reset_tables(self) -> None:
@@ -128,10 +130,12 @@ class TextModel(nn.Module):
             raise ValueError(f"{len(batch.lengths)} sequences need as many caches, not {len(caches)} caches")
         for cache, n in zip(caches or (), batch.lengths, strict=False):
             cache.reserve(n)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, tables, batch.lengths, caches)
-            if vision is not None and i in self.tap_of_layer:
-                x = x.index_add(0, batch.vision_slots, vision.taps[self.tap_of_layer[i]].to(x.dtype))
+        single = caches is not None and vision is None and all(n == 1 for n in batch.lengths)
+        if not (single and self.step is not None and caches and self.step(x, tables, caches)):
+            for i, layer in enumerate(self.layers):
+                x = layer(x, tables, batch.lengths, caches)
+                if vision is not None and i in self.tap_of_layer:
+                    x = x.index_add(0, batch.vision_slots, vision.taps[self.tap_of_layer[i]].to(x.dtype))
         for cache, n in zip(caches or (), batch.lengths, strict=False):
             cache.length += n
         return self.norm(x)

@@ -58,7 +58,10 @@ def test_pack(bits: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
     wide = (q * s.astype(np.float32)[..., None]).reshape(q.shape[0], -1)[: shape[0], : shape[1]]
     assert np.array_equal(kernels.unpack(packed).numpy(), wide)
     ids = np.arange(shape[0])[::-1]
-    assert np.array_equal(kernels.take_rows(packed, ids).numpy(), wide[::-1])
+    assert np.array_equal(kernels.take_rows(packed, torch.from_numpy(ids.copy())).numpy(), wide[::-1])
+    for outside in ([0, shape[0]], [-1]):
+        with pytest.raises(IndexError, match=f"0 to {shape[0] - 1} are rows"):
+            kernels.take_rows(packed, torch.tensor(outside))
 
 
 @pytest.mark.parametrize("bits", BITS)

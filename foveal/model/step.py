@@ -1,0 +1,79 @@
+"""The fast path of a packed decoder: one new token of each of some sequences through all its layers in one call.
+
+The layers as modules, called one by one, give the same bits: they are what this is tested against, and what runs where it
+cannot: in prefill, with a mixture of experts, over a scattered cache, and when somebody watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveal.kernels import Packed
+from foveal.kernels.step import Cached, Layer, Step
+from foveal.model.attention import KVCache
+from foveal.model.linear import PackedLinear, QuantisingNorm, TurningNorm
+from foveal.model.text import Attention, Tables, TextModel
+
+_ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+class DecodeStep:
+    """All layers of a dense packed decoder, ready to be called."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = list(layers)
+        attention = layers[0].get_submodule("self_attn")
+        assert isinstance(attention, Attention)
+        head_dim, eps = attention.head_dim, _norm(layers[0], "input_layernorm").eps
+        heads, kv_heads = (_packed(attention, name).rows // head_dim for name in ("q_proj", "k_proj"))
+        self._step = Step([_weights(x) for x in layers], heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=eps)
+
+    def __call__(self, x: Tensor, tables: Tables, caches: Sequence[KVCache]) -> bool:
+        """Run x (T, D) in place, one row a cache, which it fills. Return False, with nothing done, where that cannot be."""
+        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in self._layers):
+            return False
+        cached = []
+        for cache in caches:
+            views = cache.views()
+            if views is None:
+                return False
+            cached.append(Cached(*views, cache.length))
+        self._step(x, *tables, cached)
+        return True
+
+    def __reduce__(self) -> tuple[Callable[..., DecodeStep], tuple[Any, ...]]:
+        return DecodeStep, (self._layers,)  # addresses are worked out anew
+
+
+def decode_step(text: TextModel) -> DecodeStep | None:
+    """Prepare a packed decoder; None for one that is not dense and packed in every layer."""
+    paths = [*(f"self_attn.{name}" for name in _ATTENTION), *(f"mlp.{name}" for name in _MLP)]
+    modules = [dict(layer.named_modules()).get(path) for layer in text.layers for path in paths]
+    return DecodeStep(list(text.layers)) if all(isinstance(module, PackedLinear) for module in modules) else None
+
+
+def _packed(parent: nn.Module, name: str) -> Packed:
+    module = parent.get_submodule(name)
+    assert isinstance(module, PackedLinear)
+    return module.packed
+
+
+def _norm(parent: nn.Module, name: str) -> QuantisingNorm | TurningNorm:
+    module = parent.get_submodule(name)
+    assert isinstance(module, (QuantisingNorm, TurningNorm))
+    return module
+
+
+def _weights(layer: nn.Module) -> Layer:
+    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    q, k, v, o = (_packed(attention, name) for name in _ATTENTION)
+    gate, up, down = (_packed(mlp, name) for name in _MLP)
+    biases = tuple(attention.get_submodule(name).bias for name in _ATTENTION)
+    return Layer(
+        _norm(layer, "input_layernorm").weight.detach(), _norm(layer, "post_attention_layernorm").weight.detach(),
+        _norm(attention, "q_norm").weight.detach(), _norm(attention, "k_norm").weight.detach(),
+        q, k, v, o, gate, up, down, biases,
+    )  # fmt: skip

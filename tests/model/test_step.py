@@ -1,0 +1,133 @@
+"""A step of decoding in one call gives the bits of the layers called one by one, whatever the cache, the batch, the threads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveal import kernels
+from foveal.batch import Batch
+from foveal.errors import FovealError
+from foveal.kernels.step import Cached, Step
+from foveal.model import KVCache, Qwen3VL
+from foveal.model.quantize import quantize
+from foveal.model.step import decode_step
+from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+DENSE = [name for name, config in CONFIGS.items() if config.text.moe is None]
+PATHS = kernels.paths() if kernels.available() else ["portable"]
+
+
+@pytest.fixture(params=PATHS, autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    kernels.use_path(request.param)
+    kernels.set_threads(2)
+    yield request.param
+    kernels.use_path(None)
+
+
+def decoded(model: Qwen3VL, dtype: torch.dtype = torch.bfloat16, steps: int = 3) -> tuple[Tensor, list[Tensor]]:
+    """Prefill three requests, then decode them together and alone; return all logits, and what the caches hold."""
+    text = model.config.text
+    caches, sequences, outs = [], [], []
+    for seed, scene in enumerate(("mixed", "text", "picture")):
+        media = new_media(model.config.vision, SCENES[scene], seed)
+        sequence = new_sequence(media, model.config.vision.spatial_merge_size, seed)
+        cache = KVCache(text.num_hidden_layers, text.num_key_value_heads, text.head_dim, dtype=dtype, device="cpu", capacity=4)
+        model(Batch.pack([sequence], [model.encode(media)] if media else None), [cache])
+        caches.append(cache)
+        sequences.append(sequence)
+    for step in range(steps):
+        tokens, places = [7 + step, 11, 5], [s.next_position + step for s in sequences]
+        if step % 2:
+            outs += [model(Batch.step(tokens[i : i + 1], places[i : i + 1]), caches[i : i + 1]) for i in range(3)]
+        else:
+            outs.append(model(Batch.step(tokens, places), caches))
+    return torch.cat(outs), [part[:, :, : cache.length] for cache in caches for part in cache.views() or ()]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", DENSE)
+@torch.inference_mode()
+def test_one_call_is_layer_by_layer(name: str, bits: int) -> None:
+    model = quantize(new_model(CONFIGS[name]), bits)
+    logits, held = decoded(model)
+    kernels.set_threads(1)
+    for same, also in zip([logits, *held], [(again := decoded(model))[0], *again[1]], strict=True):
+        assert torch.equal(same, also)
+    assert model.language_model.step is not None
+    model.language_model.step = None
+    plain, plain_held = decoded(model)
+    assert torch.equal(logits, plain)
+    assert all(torch.equal(a, b) for a, b in zip(held, plain_held, strict=True))
+
+
+@torch.inference_mode()
+def test_biases_and_a_float32_cache() -> None:
+    config = CONFIGS["dense-tied"]
+    model = quantize(new_model(replace(config, text=replace(config.text, attention_bias=True))), 8)
+    logits, _ = decoded(model, torch.float32)
+    model.language_model.step = None
+    # torch attends over a float32 cache, in another order of additions
+    torch.testing.assert_close(logits, decoded(model, torch.float32)[0], atol=2e-2, rtol=0.0)
+
+
+@torch.inference_mode()
+def test_a_copy_of_a_model_owns_its_memory() -> None:
+    model = quantize(new_model(CONFIGS["dense-tied"]), 4)
+    expected, _ = decoded(model)
+    other = copy.deepcopy(model)
+    del model
+    assert torch.equal(decoded(other)[0], expected)
+
+
+@torch.inference_mode()
+def test_watched_layers_are_called_one_by_one() -> None:
+    model = quantize(new_model(CONFIGS["dense-tied"]), 8)
+    expected, _ = decoded(model)
+    seen: list[int] = []
+    handle = model.language_model.layers[1].register_forward_hook(lambda _m, _x, out: seen.append(len(out)))
+    assert torch.equal(decoded(model)[0], expected)
+    assert seen[3:] == [3, 1, 1, 1, 3]
+    handle.remove()
+    seen.clear()
+    decoded(model)
+    assert len(seen) == 0
+
+
+def test_a_mixture_of_experts_has_no_step() -> None:
+    assert quantize(new_model(CONFIGS["moe"]), 8).language_model.step is None
+    assert decode_step(new_model(CONFIGS["dense-tied"]).language_model) is None
+
+
+@torch.inference_mode()
+def test_what_does_not_fit_is_refused() -> None:
+    model = quantize(new_model(CONFIGS["dense-tied"]), 8)
+    text = model.language_model
+    layers = text.step._step._kept  # type: ignore[union-attr]
+    config = model.config.text
+    heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads, "head_dim": config.head_dim}
+    with pytest.raises(ValueError, match="one layer or more"):
+        Step([], **heads, eps=1e-6)
+    with pytest.raises(ValueError, match=r"q is \d+ x \d+; \d+ x \d+ is needed"):
+        Step(layers, heads=heads["kv_heads"], kv_heads=heads["kv_heads"], head_dim=heads["head_dim"], eps=1e-6)
+    with pytest.raises(ValueError, match="gate has 8 bits, up 4"):
+        up = kernels.pack(kernels.unpack(layers[0].up), 4)
+        Step([replace(layers[0], up=up)], **heads, eps=1e-6)
+    step = Step(layers, **heads, eps=1e-6)
+    x, table = torch.zeros(1, config.hidden_size), torch.zeros(1, config.head_dim // 2)
+    keys = torch.zeros(len(layers), heads["kv_heads"], 4, config.head_dim, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="a cache of 4 positions holds 4; one more must fit"):
+        step(x, table, table, [Cached(keys, keys, 4)])
+    with pytest.raises(ValueError, match="int8 cache needs key_scales"):
+        step(x, table, table, [Cached(keys.to(torch.int8), keys.to(torch.int8), 1)])
+    with pytest.raises(ValueError, match="keys and values have strides"):
+        step(x, table, table, [Cached(keys, torch.cat([keys, keys], dim=1)[:, ::2], 1)])
+    with pytest.raises(FovealError, match="NaN"):
+        step(torch.full_like(x, torch.nan), table, table, [Cached(keys, keys.clone(), 1)])
