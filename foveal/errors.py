@@ -8,6 +8,7 @@ FovealError (a ValueError)      something the caller can put right
 ├── PromptError                 messages, placeholders and media that do not belong together
 │   └── ContextError            a prompt that does not fit the model's context
 ├── DataError                   a file or line of training data that cannot be used; the message begins with its place
+├── DivergenceError             a training run whose loss is not finite or ran away; names the step, the batch, the checkpoint
 └── MissingDependency           an optional package is needed; the message names the install command
 
 Anything else that escapes is a bug in foveal. Messages say what was found, what was needed and what to do.
@@ -44,6 +45,10 @@ class ContextError(PromptError):
 
 class DataError(FovealError):
     """A file or line of training data that cannot be used; the message begins with its place."""
+
+
+class DivergenceError(FovealError):
+    """A training run whose loss is not finite or ran away; names the step, the batch and the last good checkpoint."""
 
 
 class MissingDependency(FovealError):

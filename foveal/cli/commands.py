@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 import foveal
+from foveal.cli import tuning
 from foveal.cli.options import OUTPUT, Flag, MediaOptions, ModelOptions, SamplingOptions
 
 app = App(
@@ -134,3 +135,6 @@ def pack(
     from foveal.cli.pack import run
 
     run(directory, model, bits)
+
+
+tuning.register(app)

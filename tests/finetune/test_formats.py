@@ -23,7 +23,7 @@ ANSWER = {"role": "assistant", "content": "A cat."}
     "record",
     [
         {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]},
-        {"images": ["a.png"], "conversations": [{"from": "user", "value": " <image>What? "}, {"from": "gpt", "value": "A cat."}]},
+        {"images": "a.png", "conversations": [{"from": "user", "value": "<image> What?"}, {"from": "gpt", "value": "A cat."}]},
         {"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What?"}, ANSWER]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, QUESTION]}, ANSWER]},
         {"images": ["a.png"], "messages": [{"role": "user", "content": [{"type": "image", "text": None}, QUESTION]}, ANSWER]},

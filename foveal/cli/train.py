@@ -1,0 +1,105 @@
+"""`foveal train` and `foveal merge`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveal.cli import session, show
+from foveal.cli.models import check_runnable
+from foveal.errors import ConfigError
+
+
+def run(config: Path | None, changes: dict[str, Any], assignments: Sequence[str]) -> None:
+    from foveal.finetune.settings import read_settings
+
+    if config is None and (changes["data"] is None or changes["output"] is None):
+        raise ConfigError("foveal train needs a TOML file of settings, or --data and --output")
+    settings = read_settings(config, changes, assignments)
+    check_runnable(settings.model)
+    if settings.model is None:
+        session.note("fine-tuning the embedded model; name another with -m")
+    with _Bar() as bar:
+        bar.say("loading")
+        from foveal.finetune.run import new_tuner, write_result
+
+        tuner = new_tuner(settings, progress=bar, notify=lambda reason: session.note(f"left out: {reason}"))
+        count = sum(p.numel() for parameters in tuner.learning.values() for p in parameters.values())
+        start = f"going on from step {tuner.step}" if tuner.step else "starting"
+        session.note(f"{count:,} weights learn ({', '.join(tuner.learning)}); {start}; Ctrl-C saves and stops")
+        with _stopped_by_signals(tuner):
+            finished = tuner.run()
+        if not finished:
+            session.note(f"saved step {tuner.step} in {settings.output}; run the same command to go on")
+            raise KeyboardInterrupt
+        bar.say("writing")
+        for folder in write_result(tuner):
+            session.note(f"wrote {folder}")
+    session.note(f"{tuner.step} steps in {show.seconds(tuner.elapsed_s)}; log and picture are in {settings.output}")
+
+
+def run_merge(adapter: Path, output: Path, model: str | None) -> None:
+    check_runnable(model)
+    with session.progress() as line:
+        line("merging")
+        from foveal.finetune.run import merge_into
+
+        count = merge_into(adapter, output, model)
+    session.note(f"wrote {output}: {count} Linears changed; foveal ask -m {output} asks it")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(tuner: Any) -> Iterator[None]:
+    """Let Ctrl-C and a polite kill end the run after the step it is in; a second Ctrl-C ends it at once."""
+
+    def stop(number: int, frame: object) -> None:
+        tuner.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Bar:
+    """A progress bar on a terminal's stderr; nothing anywhere else."""
+
+    def __init__(self) -> None:
+        self._console = show.error_console()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Bar:
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=1.0)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, what: str) -> None:
+        """Name what is being done."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=what)
+
+    def __call__(self, share: float, line: dict[str, Any]) -> None:
+        """Show a step or an evaluation."""
+        if self._bar is None:
+            return
+        if "eval_loss" in line:
+            self._bar.console.print(f"step {line['step']}: evaluation loss {line['eval_loss']:.4f}")
+        else:
+            what = f"step {line['step']}  loss {line['loss']:.3f}  {line['tokens_per_s']:,.0f} tokens/s"
+            self._bar.update(self._task, description=what, completed=share)

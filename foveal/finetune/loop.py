@@ -1,0 +1,254 @@
+"""The fine-tuning loop: batches in, steps, evaluation, a log, and a checkpoint from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.errors import CheckpointError, ConfigError, DivergenceError
+from foveal.finetune import plots
+from foveal.finetune.balance import Balance
+from foveal.finetune.log import Log
+from foveal.finetune.loss import answer_loss, row_weights
+from foveal.finetune.optimiser import Optimiser, schedule
+from foveal.finetune.order import Cursor, Packed, Stream
+from foveal.finetune.prepare import PARTS, prepare
+from foveal.finetune.samples import SampleReader
+from foveal.finetune.settings import TuneSettings
+from foveal.finetune.sources import Source, open_source
+from foveal.model import Qwen3VL
+from foveal.train import checkpoint
+
+STATE = checkpoint.FILE
+SMOOTHING = 0.95  # of the mean loss that tells divergence
+
+
+class Tuner:
+    """Fine-tunes a model in place. `settings.output` holds the state, the log and its picture; a state there is gone on with.
+
+    progress: told, after every step, how far the run is (0 to 1) and the step's metrics; notify: told of bad lines that are
+    left out. Raise DataError, ConfigError or CheckpointError for a run that cannot begin or go on.
+    """
+
+    def __init__(
+        self, model: Qwen3VL, reader: SampleReader, settings: TuneSettings, *,
+        progress: Callable[[float, dict[str, Any]], None] = lambda share, metrics: None,
+        notify: Callable[[str], None] = lambda reason: None,
+    ) -> None:  # fmt: skip
+        self.model, self.reader, self.settings, self.progress, self.notify = model, reader, settings, progress, notify
+        if settings.plot:
+            plots.require_matplotlib()
+        self.sources = [open_source(spec, settings.sources) for spec in settings.data]
+        self.eval_sources = [open_source(spec, settings.sources) for spec in settings.eval]
+        self.stream = self._stream(self.sources, settings.epochs if settings.epochs or settings.steps else 1.0)
+        self.learning = prepare(model, settings)
+        self.optimiser = Optimiser(
+            self.learning, {part: getattr(settings, part) for part in PARTS}, weight_decay=settings.weight_decay,
+            betas=settings.betas, clip=settings.clip,
+        )  # fmt: skip
+        self.balance = Balance(model) if settings.balance else None
+        self.step, self.cursor, self.done = 0, Cursor(), 0.0
+        self.mean_loss, self.lowest_loss = 0.0, math.inf
+        self.saved_step: int | None = None
+        self.elapsed_s = 0.0
+        self._stopping = False
+        if (settings.output / STATE).is_file():
+            self._resume()
+        self.log = Log(settings.output, self.step)
+
+    @property
+    def share(self) -> float:
+        """How far the run is, 0 to 1."""
+        total = self.settings.steps if self.settings.steps is not None else self.stream.total
+        return min(1.0, (self.step if self.settings.steps is not None else self.done) / (total or 1))
+
+    def run(self) -> bool:
+        """Train to the end, or until `stop`; either way the state is saved. Return whether the end was reached.
+
+        Raise DivergenceError, and leave the last checkpoint, when a loss or gradient is not finite or the loss runs away.
+        """
+        self.model.train()
+        stream = self.stream.start(self.cursor)
+        try:
+            while self.share < 1 and not self._stopping:
+                started = time.perf_counter()
+                packed = self._take(stream)
+                if not packed:
+                    break
+                metrics = self._step(packed)
+                seconds = time.perf_counter() - started
+                self.elapsed_s += seconds
+                self._record(packed, metrics, seconds)
+                settings = self.settings
+                if settings.eval_every and self.eval_sources and self.step % settings.eval_every == 0:
+                    self._evaluate()
+                if self.step % settings.save_every == 0:
+                    self.save()
+        finally:
+            stream.close()  # type: ignore[attr-defined]  # a generator's
+        finished = not self._stopping or self.share >= 1
+        unheard = finished and bool(self.eval_sources) and not self.log.has_evaluation(self.step)
+        if unheard:
+            self._evaluate()
+        if unheard or self.saved_step != self.step:
+            self.save()
+        self.model.eval()
+        return finished
+
+    def stop(self) -> None:
+        """End `run` after the step it is in; safe to call from a signal handler."""
+        self._stopping = True
+
+    def save(self) -> None:
+        """Write the resumable state, and the picture of the log."""
+        state = {
+            "step": self.step, "cursor": asdict(self.cursor), "done": self.done, "mean_loss": self.mean_loss,
+            "lowest_loss": self.lowest_loss if math.isfinite(self.lowest_loss) else None, "elapsed_s": self.elapsed_s,
+            "settings": self.settings.same_run(), "data": self._data(),
+        }  # fmt: skip
+        checkpoint.save(self.settings.output, self.optimiser.tensors(), state, STATE)
+        self.saved_step = self.step
+        if self.settings.plot and self.log.file.is_file():
+            figure = plots.new_figure(8, 3)
+            plots.draw_run(figure, self.log.file)
+            plots.save(figure, self.settings.output / "run.png")
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Return the mean loss of a learned token over the evaluation sources."""
+        self.model.eval()
+        total = weight = 0.0
+        stream = self._stream(self.eval_sources, 1.0)
+        for packed in stream.start(Cursor()):
+            total += float(answer_loss(self.model, packed.samples, "token", self.settings.chunk))
+            weight += sum(sample.learned for sample in packed.samples)
+        if self.balance is not None:
+            self.balance.forget()
+        self.model.train()
+        return total / max(weight, 1.0)
+
+    def _stream(self, sources: Sequence[Source], epochs: float | None) -> Stream:
+        settings = self.settings
+        return Stream(
+            sources, self.reader, seed=settings.seed, window=settings.window, batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens, epochs=epochs, workers=settings.workers,
+            skipped=self.notify if settings.skip_bad else None,
+        )  # fmt: skip
+
+    def _take(self, stream: Iterator[Packed]) -> list[Packed]:
+        """Take the batches of a step: `accumulate`, or what is left of the last epoch."""
+        if self.settings.steps is not None and self.step >= self.settings.steps:
+            return []
+        return list(islice(stream, self.settings.accumulate))
+
+    def _step(self, packed: Sequence[Packed]) -> dict[str, Any]:
+        """Run the batches of a step forward and backward, then step. Their losses share one norm, as if they were one batch."""
+        settings, step = self.settings, self.step
+        weights = [row_weights(batch.samples, settings.loss) for batch in packed]
+        total_weight, loss = float(sum(w.sum() for w in weights)), 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed * 1_000_003 + step)  # of dropout: a function of the step, and nothing to save
+            for batch in packed:
+                part = answer_loss(self.model, batch.samples, settings.loss, settings.chunk) / total_weight
+                self._require_finite(part.item(), "loss", [batch])
+                loss += part.item()
+                if self.balance is not None:
+                    part = part + settings.balance / len(packed) * self.balance.take()
+                if part.requires_grad:  # text alone teaches an encoder nothing
+                    part.backward()
+                self.optimiser.collect()
+                if self.balance is not None:
+                    self.balance.forget()
+        self._watch(loss, packed)
+        now, end = self.share, self._share_after(packed[-1])
+        scale = schedule((now + end) / 2, settings.warmup, settings.floor)
+        norm = self.optimiser.step(scale)
+        self._require_finite(norm, "gradient norm", packed)
+        self.step, self.cursor, self.done = step + 1, packed[-1].after, packed[-1].done
+        return {"loss": loss, "weight": total_weight, "grad_norm": norm, "lr_scale": scale}
+
+    def _share_after(self, last: Packed) -> float:
+        if self.settings.steps is not None:
+            return (self.step + 1) / self.settings.steps
+        return last.done / (self.stream.total or 1)
+
+    def _require_finite(self, value: float, what: str, packed: Sequence[Packed]) -> None:
+        if not math.isfinite(value):
+            raise DivergenceError(self._where(f"the {what} is {value}", packed))
+
+    def _watch(self, loss: float, packed: Sequence[Packed]) -> None:
+        """Follow the mean loss, and stop a run in which it left its lowest far behind."""
+        self.mean_loss = SMOOTHING * self.mean_loss + (1 - SMOOTHING) * loss
+        mean = self.mean_loss / (1 - SMOOTHING ** (self.step + 1))
+        limit = self.settings.divergence
+        if limit and mean > limit * self.lowest_loss + 1:
+            raise DivergenceError(self._where(f"the mean loss is {mean:.3g} and was {self.lowest_loss:.3g}", packed))
+        self.lowest_loss = min(self.lowest_loss, mean)
+
+    def _where(self, what: str, packed: Sequence[Packed]) -> str:
+        places = [str(sample.place) for batch in packed for sample in batch.samples]
+        shown = ", ".join(places[:16]) + (f" and {len(places) - 16} more" if len(places) > 16 else "")
+        good = "there is no checkpoint yet"
+        if self.saved_step is not None:
+            good = f"the last good checkpoint, of step {self.saved_step}, is {self.settings.output / STATE}"
+        return f"step {self.step}: {what}; the batch was {shown}; {good}"
+
+    def _record(self, packed: Sequence[Packed], metrics: dict[str, Any], seconds: float) -> None:
+        samples = [sample for batch in packed for sample in batch.samples]
+        tokens = sum(map(len, samples))
+        line = {
+            "step": self.step, "share": round(self.share, 5), "epoch": round(self.done / self.stream.size, 4),
+            "samples": len(samples), "tokens": tokens, "learned": sum(sample.learned for sample in samples),
+            "tokens_per_s": round(tokens / seconds, 1), "elapsed_s": round(self.elapsed_s, 2), **metrics,
+        }  # fmt: skip
+        self.log.add(line, write=self.step % self.settings.log_every == 0)
+        self.progress(self.share, line)
+
+    def _evaluate(self) -> None:
+        started = time.perf_counter()
+        loss = self.evaluate()
+        line = {"step": self.step, "eval_loss": loss, "eval_s": round(time.perf_counter() - started, 2)}
+        self.log.add(line)
+        self.progress(self.share, line)
+
+    def _resume(self) -> None:
+        path = self.settings.output / STATE
+        tensors, state = checkpoint.load(self.settings.output, STATE)
+        _require_same(state, self.settings.same_run(), self._data(), path)
+        wanted = {f"master.{name}" for name in self.optimiser.masters}
+        held = {name for name in tensors if name.startswith("master.")}
+        if wanted != held:
+            raise CheckpointError(f"{path} holds {len(held)} weights that learn, but this run has {len(wanted)}")
+        self.optimiser.restore(tensors)
+        self.step, self.cursor, self.done = state["step"], Cursor(**state["cursor"]), state["done"]
+        self.mean_loss, self.elapsed_s = state["mean_loss"], state["elapsed_s"]
+        self.lowest_loss = math.inf if state["lowest_loss"] is None else state["lowest_loss"]
+        self.saved_step = self.step
+
+    def _data(self) -> list[dict[str, Any]]:
+        """Describe the sources, to notice that one has changed between two sittings."""
+        return [_fingerprint(source) for source in self.sources]
+
+
+def _fingerprint(source: Source) -> dict[str, Any]:
+    return {"records": len(source), "bytes": source.options.path.stat().st_size}
+
+
+def _require_same(state: dict[str, Any], settings: dict[str, Any], data: list[dict[str, Any]], path: Path) -> None:
+    """Require that a state belongs to these settings and data: the same run, or none."""
+    then = state["settings"]
+    for name in sorted(then.keys() | settings.keys()):
+        if then.get(name) != settings.get(name):
+            raise ConfigError(
+                f"{name} is {settings.get(name)!r}, but {path} was begun with {then.get(name)!r}; change it back to go on, or "
+                "name another output for another run"
+            )
+    if state["data"] != data:
+        raise ConfigError(f"the data has changed since {path} was begun: {state['data']} became {data}; name another output")

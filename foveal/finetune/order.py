@@ -1,0 +1,137 @@
+"""In which order samples are learned, and which share a batch: a function of a seed and a cursor, to be taken up anywhere.
+
+An epoch is a shuffle of what every source contributes. Of that order a window is read ahead, sorted by length and cut into
+batches, which are shuffled again: samples of like length are attended to together, and a packed batch is nearly full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveal.errors import ConfigError, DataError
+from foveal.finetune.samples import Sample, SampleReader
+from foveal.finetune.sources import Source, draws
+
+Record = tuple[int, int]  # source, index
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place between two batches: how many of window `window` of epoch `epoch` are done."""
+
+    epoch: int = 0
+    window: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Samples that share a forward pass, the cursor behind them, and how many records of the run are then done."""
+
+    samples: list[Sample]
+    after: Cursor
+    done: float
+
+
+def epoch_order(sources: Sequence[Source], seed: int, epoch: int) -> list[Record]:
+    """Shuffle what an epoch takes of all sources. A source that gives only a part gives another one every epoch."""
+    rng = np.random.default_rng([seed, epoch])
+    records: list[Record] = []
+    for number, (source, count) in enumerate(zip(sources, draws(sources), strict=True)):
+        whole, part = divmod(count, len(source))
+        chosen = [*range(len(source))] * whole + rng.permutation(len(source))[:part].tolist()
+        records += [(number, index) for index in chosen]
+    return [records[i] for i in rng.permutation(len(records))]
+
+
+def batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | None, rng: np.random.Generator) -> list[list[int]]:
+    """Cut samples of these lengths into batches, by number or packed to `batch_tokens`, in a shuffled order.
+
+    Packing puts each sample, the longest first, into the first batch with room. Raise ConfigError for one that fits in none.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if batch_tokens is None:
+        groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    else:
+        groups, room = [], np.empty(0, np.int64)
+        for i in order:
+            if lengths[i] > batch_tokens:
+                raise ConfigError(f"a sample has {lengths[i]} tokens, and batch_tokens is {batch_tokens}")
+            fits = np.flatnonzero(room >= lengths[i])
+            if len(fits):
+                groups[fits[0]].append(i)
+                room[fits[0]] -= lengths[i]
+            else:
+                groups.append([i])
+                room = np.append(room, batch_tokens - lengths[i])
+    return [groups[i] for i in rng.permutation(len(groups))]
+
+
+class Stream:
+    """Batches from a cursor on. One window is learned from while threads read the next.
+
+    epochs: the end, None for none. skipped: told the reason of a bad record, which is then left out; without it a bad record
+    raises DataError.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], reader: SampleReader, *, seed: int, window: int, batch_size: int = 1,
+        batch_tokens: int | None = None, epochs: float | None = None, workers: int = 1,
+        skipped: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.sources, self.reader, self.seed, self.skipped, self.workers = sources, reader, seed, skipped, workers
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.window = -(-window // batch_size) * batch_size  # no batch is cut short by a window's end but the last
+        self.size = sum(draws(sources))
+        self.total = None if epochs is None else max(1, round(epochs * self.size))
+
+    def start(self, cursor: Cursor) -> Iterator[Packed]:
+        """Yield what comes after a cursor."""
+        with ThreadPoolExecutor(self.workers, "read") as pool:
+            ahead: tuple[Cursor, list[Future[Sample]]] | None = self._ask(pool, Cursor(cursor.epoch, cursor.window))
+            try:
+                while ahead is not None:
+                    at, futures = ahead
+                    samples = self._collect(futures)
+                    ahead = self._ask(pool, self._next(at, len(futures)))
+                    yield from self._packed(samples, at, len(futures), cursor.batch)
+                    cursor = Cursor()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _ask(self, pool: ThreadPoolExecutor, at: Cursor) -> tuple[Cursor, list[Future[Sample]]] | None:
+        records = epoch_order(self.sources, self.seed, at.epoch)[at.window * self.window :][: self.window]
+        if self.total is not None:
+            records = records[: max(0, self.total - at.epoch * self.size - at.window * self.window)]
+        if not records:
+            return None
+        return at, [pool.submit(self.reader, self.sources[source], index) for source, index in records]
+
+    def _next(self, at: Cursor, count: int) -> Cursor:
+        ended = at.window * self.window + count >= self.size
+        return Cursor(at.epoch + 1) if ended else Cursor(at.epoch, at.window + 1)
+
+    def _collect(self, futures: Sequence[Future[Sample]]) -> list[Sample]:
+        samples = []
+        for future in futures:
+            try:
+                samples.append(future.result())
+            except DataError as error:
+                if self.skipped is None:
+                    raise
+                self.skipped(str(error))
+        return samples
+
+    def _packed(self, samples: list[Sample], at: Cursor, drawn: int, first: int) -> Iterator[Packed]:
+        rng = np.random.default_rng([self.seed, at.epoch, at.window])
+        groups = batches([len(sample) for sample in samples], self.batch_size, self.batch_tokens, rng)
+        begun = at.epoch * self.size + at.window * self.window
+        for i, group in enumerate(groups):
+            if i >= first:
+                last = i + 1 == len(groups)
+                after = self._next(at, drawn) if last else Cursor(at.epoch, at.window, i + 1)
+                yield Packed([samples[j] for j in group], after, begun + drawn * (i + 1) / len(groups))

@@ -1,0 +1,246 @@
+"""The loop: it learns, only what it should; it resumes bit for bit; it stops at what is not finite; a kill loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foveal.errors import ConfigError, DataError, DivergenceError
+from foveal.finetune.loop import STATE, Tuner
+from foveal.finetune.prepare import PARTS, part_of
+from foveal.finetune.samples import SampleReader
+from foveal.finetune.settings import LoraSettings, TuneSettings
+from foveal.model import Qwen3VL
+from foveal.model.load import load_model
+from foveal.train import checkpoint as state_file
+from tests.finetune.conftest import Write, mixed
+
+NewTuner = Callable[..., Tuner]
+
+
+@pytest.fixture
+def tuner(checkpoint: Path, reader: SampleReader, write: Write, tmp_path: Path) -> NewTuner:
+    """Make a Tuner of a fresh model; keyword arguments are settings."""
+    file = write(mixed(10))
+
+    def new(name: str = "run", **changes: Any) -> Tuner:
+        fast: dict[str, Any] = {
+            "steps": 5,
+            "batch_tokens": 150,
+            "window": 4,
+            "language": 1e-3,
+            "plot": False,
+            "save_every": 100,
+        }
+        settings = TuneSettings(output=tmp_path / name, data=(str(file),), **fast | changes)
+        reasons: list[str] = []
+        made = Tuner(load_model(checkpoint, dtype=settings.dtype), reader, settings, notify=reasons.append)
+        made.reasons = reasons  # type: ignore[attr-defined]
+        return made
+
+    return new
+
+
+def _weights(model: Qwen3VL) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _run_in_sittings(new: NewTuner, name: str, **settings: Any) -> Tuner:
+    """Run with a stop after every step, in a new Tuner with a new model each time."""
+    for _ in range(20):
+        part = new(name, **settings)
+        part.progress = lambda share, metrics, part=part: part.stop()
+        if part.run():
+            return part
+    pytest.fail("the run does not end")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {"vision": 1e-3, "merger": 1e-3, "weight_decay": 0.1},
+    "lora": {"merger": 1e-3, "lora": LoraSettings(2, 4.0, 0.2, target=("q_proj", "gate_proj"))},
+    "epochs": {"steps": None, "epochs": 1.5, "loss": "sqrt", "accumulate": 2, "batch_tokens": None, "batch_size": 2},
+    "bfloat16": {"dtype": "bfloat16", "checkpointing": True, "loss": "sample"},
+}
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_resume_is_bit_for_bit(tuner: NewTuner, variant: str) -> None:
+    whole = tuner("whole", **VARIANTS[variant])
+    before = _weights(whole.model)
+    assert whole.run()
+    parts = _run_in_sittings(tuner, "parts", **VARIANTS[variant])
+    assert whole.step == parts.step >= 3
+    changed = 0
+    for name, weight in _weights(whole.model).items():
+        assert torch.equal(weight, parts.model.get_parameter(name)), name
+        changed += not torch.equal(weight, before[name])
+    assert changed > 4
+    one, two = (t.optimiser.tensors() for t in (whole, parts))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    logs = [[json.loads(line) for line in t.log.file.read_text().splitlines()] for t in (whole, parts)]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+
+
+def test_it_learns_what_it_is_shown(tuner: NewTuner) -> None:
+    run = tuner(steps=60, language=3e-3, merger=3e-3, loss="token", eval=(str(tuner().sources[0].options.path),), eval_every=20)
+    untaught = run.evaluate()
+    run.run()
+    lines = [json.loads(line) for line in run.log.file.read_text().splitlines()]
+    examined = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert len(examined) == 3 and examined[-1] < 0.5 * untaught
+    assert run.evaluate() == pytest.approx(examined[-1], rel=1e-5)
+    assert all({"step", "loss", "grad_norm", "lr_scale", "tokens_per_s"} <= line.keys() for line in lines if "loss" in line)
+
+
+@pytest.mark.parametrize("parts", [("vision",), ("merger",), ("language",), ("merger", "language")])
+def test_only_what_has_a_rate_learns(tuner: NewTuner, parts: tuple[str, ...]) -> None:
+    run = tuner(steps=2, **{part: 1e-3 if part in parts else 0.0 for part in PARTS})
+    before = _weights(run.model)
+    run.run()
+    changed = {name for name, weight in _weights(run.model).items() if not torch.equal(weight, before[name])}
+    assert {part_of(name) for name in changed} == set(parts)
+    if "merger" in parts:
+        assert {"visual.merger.norm.weight", "visual.deepstack_merger_list.2.linear_fc2.weight"} <= changed
+
+
+def test_adapters_learn_and_their_part_does_not(tuner: NewTuner) -> None:
+    run = tuner(steps=3, merger=1e-3, lora=LoraSettings(2, target=r".*language_model.*v_proj"))
+    before = _weights(run.model)
+    run.run()
+    changed = {name for name, weight in _weights(run.model).items() if not torch.equal(weight, before[name])}
+    language = {name for name in changed if part_of(name) == "language"}
+    assert len(language) == 2 * 5 and all("lora_" in name for name in language)
+    assert {part_of(name) for name in changed} == {"merger", "language"}
+
+
+def test_each_part_has_its_own_rate(tuner: NewTuner) -> None:
+    """AdamW's first step is its learning rate in every coordinate with a gradient."""
+    run = tuner(steps=1, vision=1e-4, merger=1e-3, language=1e-2, warmup=0.0, batch_tokens=390, window=10)
+    before = _weights(run.model)
+    run.run()
+    scale = 0.5  # half of the cosine at the middle of the only step
+    for part, rate in (("vision", 1e-4), ("merger", 1e-3), ("language", 1e-2)):
+        moved = [(w - before[n]).abs().max().item() for n, w in _weights(run.model).items() if part_of(n) == part]
+        assert max(moved) == pytest.approx(rate * scale, rel=0.02)
+
+
+def test_accumulated_batches_are_one_batch(tuner: NewTuner) -> None:
+    whole = tuner("whole", steps=1, batch_tokens=None, batch_size=4, window=4, loss="sqrt")
+    parts = tuner("parts", steps=1, batch_tokens=None, batch_size=1, window=4, accumulate=4, loss="sqrt")
+    for run in (whole, parts):
+        run.run()
+    for name, tensor in whole.optimiser.tensors().items():
+        if name.startswith("exp_avg."):
+            other = parts.optimiser.tensors()[name]
+            assert (tensor - other).abs().max() <= 1e-5 * tensor.abs().max() + 1e-8, name
+
+
+def test_recomputed_activations_give_the_same_gradients(tuner: NewTuner) -> None:
+    rates = {"steps": 1, "vision": 1e-3, "merger": 1e-3}
+    kept, again = tuner("kept", **rates), tuner("again", checkpointing=True, **rates)
+    for run in (kept, again):
+        run.run()
+    for name, weight in _weights(kept.model).items():
+        assert torch.equal(weight, again.model.get_parameter(name)), name
+
+
+def test_what_is_not_finite_stops_the_run(tuner: NewTuner) -> None:
+    first = tuner(steps=4)
+    first.progress = lambda share, metrics: first.stop() if metrics["step"] == 2 else None
+    assert not first.run()
+    good = (first.settings.output / STATE).read_bytes()
+    broken = tuner(steps=4)
+    with torch.no_grad():
+        broken.model.language_model.norm.weight.fill_(float("nan"))
+    says = r"step 2: the loss is nan; the batch was .*data\.jsonl:\d+.*; the last good checkpoint, of step 2, is .*run/training"
+    with pytest.raises(DivergenceError, match=says):
+        broken.run()
+    assert (first.settings.output / STATE).read_bytes() == good
+    endless = tuner("endless")
+    endless.learning["language"]["language_model.norm.weight"].register_hook(lambda grad: grad * float("inf"))
+    before = _weights(endless.model)
+    with pytest.raises(DivergenceError, match=r"step 0: the gradient norm is (inf|nan); .* there is no checkpoint yet"):
+        endless.run()
+    assert all(torch.equal(weight, before[name]) for name, weight in _weights(endless.model).items())
+
+
+def test_a_loss_that_runs_away_stops_the_run(tuner: NewTuner) -> None:
+    with pytest.raises(DivergenceError, match=r"step \d+: the mean loss is .* and was "):
+        tuner(steps=60, language=30.0, warmup=0.5, divergence=1.0).run()
+    assert tuner("patient", steps=8, language=30.0, divergence=0.0).run()
+
+
+def test_a_bad_line_ends_the_run_unless_it_may_be_left_out(tuner: NewTuner, write: Write) -> None:
+    write([*mixed(3), {"conversations": 5}, *mixed(3)])
+    with pytest.raises(DataError, match=r"data\.jsonl:4: conversations is 5"):
+        tuner(steps=None, epochs=1.0).run()
+    lenient = tuner("lenient", steps=None, epochs=1.0, skip_bad=True)
+    assert lenient.run()
+    assert len(lenient.reasons) == 1 and "data.jsonl:4" in lenient.reasons[0]  # type: ignore[attr-defined]
+
+
+def test_another_run_is_not_gone_on_with(tuner: NewTuner, write: Write) -> None:
+    tuner(steps=2).run()
+    with pytest.raises(ConfigError, match=r"language is 0\.1, but .*training\.safetensors was begun with 0\.001"):
+        tuner(steps=2, language=0.1)
+    tuner(steps=2, save_every=7, log_every=3, divergence=9.0)  # none of these moves a weight
+    write(mixed(11))
+    with pytest.raises(ConfigError, match=r"the data has changed since .* 10.* became .* 11"):
+        tuner(steps=2)
+
+
+def test_lines_of_steps_that_a_kill_lost_are_not_logged_twice(tuner: NewTuner) -> None:
+    first = tuner(steps=4, save_every=2)
+    first.progress = lambda share, metrics: (_ for _ in ()).throw(KeyboardInterrupt) if metrics["step"] == 3 else None
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    with first.log.file.open("a") as file:
+        file.write('{"step": 4, "lo')
+    second = tuner(steps=4, save_every=2)
+    assert second.step == 2 and second.run()
+    assert [json.loads(line)["step"] for line in second.log.file.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
+    """Saves without end are killed at different times; the file is whole every time, and of one save."""
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom foveal.train import checkpoint\n"
+        "for step in range(10**9):\n"
+        "    tensors = {str(i): torch.full((200_000,), float(step)) for i in range(8)}\n"
+        "    checkpoint.save(Path(sys.argv[1]), tensors, {'step': step})\n"
+        "    print(step, flush=True)\n"
+    )
+    for wait in (1, 2, 4, 7):
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            for _ in range(wait):
+                child.stdout.readline()
+            os.kill(child.pid, signal.SIGKILL)
+            rest = child.stdout.read().split()
+        tensors, state = state_file.load(tmp_path)
+        assert state["step"] >= (int(rest[-1]) if rest else wait - 1)
+        assert all(torch.equal(t, torch.full((200_000,), float(state["step"]))) for t in tensors.values())
+
+
+def test_the_picture_of_a_run(tuner: NewTuner) -> None:
+    from PIL import Image
+
+    run = tuner(steps=3, plot=True, eval=(str(tuner().sources[0].options.path),), eval_every=2)
+    run.run()
+    with Image.open(run.settings.output / "run.png") as picture:
+        assert picture.size[0] > 600 and len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
+
+
+def test_settings_of_a_run_are_json(tuner: NewTuner) -> None:
+    settings = replace(tuner().settings, lora=LoraSettings())
+    assert json.loads(json.dumps(settings.same_run())) == settings.same_run()
