@@ -8,7 +8,7 @@ always be right, whatever was asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -136,25 +136,31 @@ def looks(view: View, turns: np.ndarray) -> tuple[Look, ...]:
             if named := re.search(rf"\b{re.escape(name)}\b", question.question):
                 words[name] = start + int(np.searchsorted(ends, text.index(question.question) + named.end()))
         if question.kind == "count":
-            for row in words.values():
-                found.append(Look(WORDS, row, 0, _counted(places, view)))
-                found.append(Look(ANSWER, int(answering[0]), 1, (np.array([row]),)))
+            found += _counting(words, int(answering[0]), places, view)
         else:
             for name, place in zip(question.names, places, strict=False):
                 if name in words:
                     found.append(Look(WORDS, words[name], 0, (view.showing(place),), place=view.middle(place)))
-        # The row before a token is the one that says it.
-        said = np.concatenate([[0], np.cumsum(lengths[answering[:-1] + 1])])
-        for first, last, head, parts, at_place in _told(question, places, view):
-            rows = answering[:-1][(said[:-1] < last) & (said[1:] > first)]
-            found += [Look(ANSWER, int(row), head, parts, 1 / len(rows), at_place) for row in rows]
+            # The row before a token is the one that says it.
+            said = np.concatenate([[0], np.cumsum(lengths[answering[:-1] + 1])])
+            for first, last, head, parts, at_place in _told(question, places, view):
+                rows = answering[:-1][(said[:-1] < last) & (said[1:] > first)]
+                found += [Look(ANSWER, int(row), head, parts, 1 / len(rows), at_place) for row in rows]
         start = int(answering[-1]) + 1
     return tuple(found)
 
 
-def _counted(places: list[Place], view: View) -> tuple[np.ndarray, ...]:
-    """List one token of each thing, and the first row: its share, one in n + 1, says how many others there are."""
-    return (np.array([SINK]), *(view.centre(place) for place in places))
+def _counting(words: Mapping[str, int], answer: int, places: list[Place], view: View) -> Iterator[Look]:
+    """Yield the looks of a count: the word that names what is counted counts it, and so does the answer, which reads the word.
+
+    To count is to look at one token of each thing, and at the first row, whose share, one in n + 1, says how many others there
+    are. Each part weighs as much as two looks: a share that is a tenth off is of little account elsewhere, and here it is wrong.
+    """
+    parts = (np.array([SINK]), *(view.centre(place) for place in places))
+    for layer, row in (*((WORDS, row) for row in words.values()), (ANSWER, answer)):
+        yield Look(layer, row, 0, parts, weight=2.0 * len(parts))
+    for row in words.values():
+        yield Look(ANSWER, answer, 1, (np.array([row]),))
 
 
 Told = tuple[int, int, int, tuple[np.ndarray, ...], tuple[float, float] | None]
@@ -163,9 +169,7 @@ Told = tuple[int, int, int, tuple[np.ndarray, ...], tuple[float, float] | None]
 def _told(question: Question, places: list[Place], view: View) -> Iterator[Told]:
     """Yield (first, last character of the answer, head, parts, place): what is looked at while that stretch is said."""
     answer = question.answer
-    if question.kind == "count":
-        yield 0, len(answer), 0, _counted(places, view), None
-    elif question.kind == "read_number":
+    if question.kind == "read_number":
         frame, (x1, y1, x2, y2) = places[0]
         ends = np.linspace(x1, x2, len(answer) + 1).round().astype(int).tolist()  # digits are of one width
         for i in range(len(answer)):

@@ -90,7 +90,7 @@ def stages() -> list[Stage]:
 def further_stages() -> list[Stage]:
     """Return the curriculum of a checkpoint that can see and answer: the world alone, with more numbers, without a teacher."""
     numbers = replace(world(), families=(("shape", 5.0), ("icon", 1.5), ("number", 3.0), ("word", 0.5)))
-    return [Stage(1.0, Mix(numbers, 0.2), 16, answers=1.0, dense=1.0, evidence=0.5, vision=0.4)]
+    return [Stage(1.0, Mix(numbers, 0.2), 16, answers=1.0, dense=1.0, evidence=0.8, vision=0.4)]
 
 
 def further_settings(steps: int) -> Settings:
