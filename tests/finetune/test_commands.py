@@ -1,0 +1,122 @@
+"""foveal train, merge, data check and data show, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from foveal.errors import ConfigError
+from foveal.finetune.run import model_folder
+from foveal.finetune.settings import read_settings
+from foveal.generate import Pipeline
+from foveal.model.load import load_model
+from tests.command import Run, run_foveal
+from tests.finetune.conftest import Write, chat, mixed
+
+__all__ = ["run_foveal"]
+
+
+def _config(folder: Path, checkpoint: Path, text: str = "") -> Path:
+    file = folder / "run.toml"
+    file.write_text(
+        f'model = "{checkpoint}"\noutput = "run"\ndata = ["data.jsonl"]\nsteps = 2\nbatch_tokens = 200\nlanguage = 1e-2\n{text}'
+    )
+    return file
+
+
+def test_an_adapter_is_trained_and_merged(run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path) -> None:
+    write(mixed(6))
+    lora = '[lora]\nrank = 2\ntarget = ["q_proj"]\n'
+    done = run_foveal("train", _config(tmp_path, checkpoint, lora))
+    assert done.code == 0 and "weights learn (language)" in done.err and done.out == ""
+    assert sorted(p.name for p in (tmp_path / "run" / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert (tmp_path / "run" / "run.png").is_file() and not (tmp_path / "run" / "model").exists()
+    done = run_foveal("merge", tmp_path / "run" / "adapter", tmp_path / "merged", "-m", checkpoint)
+    assert done.code == 0 and "5 Linears changed" in done.err
+    before, after = load_model(checkpoint), load_model(tmp_path / "merged")
+    changed = {n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert len(changed) == 5 and all("q_proj" in name for name in changed)
+    assert Pipeline.load(tmp_path / "merged").processor.end_ids == Pipeline.load(checkpoint).processor.end_ids
+
+
+def test_a_whole_model_is_written_and_a_finished_run_stays(
+    run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path
+) -> None:
+    write(mixed(6))
+    config = _config(tmp_path, checkpoint, "checkpointing = true\nplot = false\n")
+    assert run_foveal("train", config, "--set", "merger=1e-3").code == 0
+    first = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    assert run_foveal("train", config, "--set", "merger=1e-3").code == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == first
+    done = run_foveal("train", config)
+    assert done.code == 2 and "merger is 0.0, but" in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("train",), "foveal train needs a TOML file of settings, or --data and --output"),
+        (("train", "gone.toml"), "gone.toml cannot be read"),
+        (("data", "check", "gone.jsonl"), "1 of 1 samples are bad; the first: gone.jsonl: no such file"),
+        (("data", "check"), "there is nothing to check"),
+        (("data", "show", "gone.jsonl"), "gone.jsonl: no such file"),
+        (("merge", "gone", "out"), "adapter_config.json cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(run_foveal: Run, words: tuple[str, ...], says: str) -> None:
+    done = run_foveal(*words)
+    assert done.code == 2
+    last = done.err.splitlines()[-1]
+    assert says in last and "Traceback" not in done.err
+
+
+def test_check_counts_and_lists(run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path) -> None:
+    file = write([chat("<image>what?", "red", image="a.png"), chat("<image>", "x"), chat("what?", "blue")])
+    done = run_foveal("data", "check", file, "-m", checkpoint, "--json", "--plot", tmp_path / "lengths.png")
+    facts = json.loads(done.out)
+    assert done.code == 2 and f"{file}:2: the messages have 1 image placeholder" in done.err
+    assert (facts["samples"], facts["bad"], facts["pictures"]) == (2, 1, 1)
+    tokens = facts["tokens"]
+    assert tokens["all"] == tokens["text"] + tokens["image"] and tokens["image"] > 0 < tokens["learned"] < tokens["text"]
+    assert (tmp_path / "lengths.png").read_bytes()[:4] == b"\x89PNG"
+    good = write([chat("what?", "blue")])
+    assert run_foveal("data", "check", good, "-m", checkpoint).code == 0
+
+
+def test_show_colours_what_is_learned(run_foveal: Run, checkpoint: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    file = write([chat("<image>say assistant", "red", image="a.png")])
+    done = run_foveal("data", "show", file, "-m", checkpoint)
+    assert done.code == 0 and "vision tokens]" in done.out
+    coloured = "".join(piece.split("m", 1)[1].split("\x1b")[0] for piece in done.out.split("\x1b[30;")[1:])
+    assert coloured == "red<|im_end|>"
+    assert run_foveal("data", "show", file, "7", "-m", checkpoint).code == 2
+
+
+def test_settings_from_a_file_and_on_top(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(
+        'output = "o"\ndata = ["a.jsonl%50", "few%20"]\nimage_tokens = [4, 64]\n'
+        '[sources.few]\npath = "b.jsonl"\nroot = "pics"\n[lora]\nrank = 8\n'
+    )
+    made = read_settings(tmp_path / "x.toml", {"steps": 3, "model": None}, ["lora.target=q_proj|v_proj", "language=2e-4"])
+    assert made.output == tmp_path / "o" and made.data == (str(tmp_path / "a.jsonl%50"), "few%20")
+    assert made.sources["few"].root == tmp_path / "pics" and made.image_tokens == (4, 64)
+    assert made.lora is not None and (made.lora.rank, made.lora.target) == (8, "q_proj|v_proj")
+    assert (made.steps, made.language) == (3, 2e-4)
+    for change, says in (
+        ("langage=1", "unknown setting langage; did you mean language"), ("steps=x", "steps is 'x'; expected int"),
+        ("lora.rank=0", "lora.rank is 0"), ("language=0", "nothing would learn"), ("loss=mean", "loss is 'mean'"),
+        ("epochs=2", "steps and epochs are both given"), ("word", "is not an assignment"), ("betas=[0.9]", "betas is"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            read_settings(tmp_path / "x.toml", {"steps": 3}, [change])
+
+
+def test_the_embedded_model_is_the_default() -> None:
+    assert (model_folder(None) / "model.safetensors").is_file()
