@@ -153,8 +153,8 @@ def looks(view: View, turns: np.ndarray) -> tuple[Look, ...]:
 def _counting(words: Mapping[str, int], answer: int, places: list[Place], view: View) -> Iterator[Look]:
     """Yield the looks of a count: the word that names what is counted counts it, and so does the answer, which reads the word.
 
-    To count is to look at one token of each thing, and at the first row, whose share, one in n + 1, says how many others there
-    are. Each part weighs as much as two looks: a share that is a tenth off is of little account elsewhere, and here it is wrong.
+    To count is to look at one token of each thing, and at the first row, whose share, one in n + 1, says how many others
+    there are. Each part weighs as much as two looks: a share that is a tenth off matters little elsewhere; here it is wrong.
     """
     parts = (np.array([SINK]), *(view.centre(place) for place in places))
     for layer, row in (*((WORDS, row) for row in words.values()), (ANSWER, answer)):
