@@ -7,6 +7,7 @@ computes for the shipped picture and clip, or for a released preset. The same co
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -486,6 +487,53 @@ def quantization() -> Figure:
     return figure
 
 
+def finetuning() -> Figure:
+    """Pack conversations about world pictures as a fine-tuning run does, and colour what is given, seen and learned."""
+    import tempfile
+
+    from PIL import Image
+
+    from foveal.finetune.labels import IGNORE
+    from foveal.finetune.order import Cursor, Stream
+    from foveal.finetune.samples import SampleReader
+    from foveal.finetune.sources import open_source
+    from foveal.world import Difficulty, picture_item
+
+    with tempfile.TemporaryDirectory() as folder:
+        records = []
+        for seed in range(16):
+            item = picture_item(seed, Difficulty())
+            Image.fromarray(item.pixels[0]).save(Path(folder) / f"{seed}.png")
+            turns = [{"role": who, "content": text} for q in item.questions[: 1 + seed % 5]
+                     for who, text in (("user", q.question), ("assistant", q.answer))]  # fmt: skip
+            turns[0]["content"] = f"<image>{turns[0]['content']}"
+            records.append({"image": f"{seed}.png", "messages": turns})
+        (Path(folder) / "data.json").write_text(json.dumps(records))
+        reader = SampleReader(Processor.from_checkpoint(EMBEDDED))
+        source = open_source(f"{folder}/data.json")
+        stream = Stream([source], reader, seed=0, window=16, batch_tokens=512, epochs=1)
+        packed = list(stream.start(Cursor()))
+    figure, axes = plt.subplots(figsize=(9.4, 0.5 + 0.42 * len(packed)))
+    colours = {"given": TEXT, "vision": IMAGE, "learned": VIDEO}
+    for row, batch in enumerate(packed):
+        at = 0
+        for sample in batch.samples:
+            learned = np.concatenate([[False], sample.labels[:-1] != IGNORE])
+            kinds = np.where(sample.request.sequence.vision_rows >= 0, "vision", np.where(learned, "learned", "given"))
+            edges = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1), len(kinds)]
+            for first, last in itertools.pairwise(edges):
+                axes.barh(row, last - first, left=at + first, color=colours[kinds[first]], height=0.7)
+            at += len(sample)
+            axes.plot([at, at], [row - 0.45, row + 0.45], color=INK, lw=1.2)
+    for kind, colour in colours.items():
+        axes.barh(0, 0, color=colour, label=kind)
+    axes.axvline(512, color=INK, lw=1, ls=":")
+    axes.set(xlabel="tokens", ylabel="batch", ylim=(len(packed) - 0.5, -0.5), yticks=range(len(packed)))
+    axes.set_title("16 conversations in batches of at most 512 tokens; a line ends each, and attention ends there")
+    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    return figure
+
+
 DRAWN = (
     architecture,
     shapes,
@@ -498,6 +546,7 @@ DRAWN = (
     data_flow,
     embedded_model,
     quantization,
+    finetuning,
 )
 FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 
