@@ -90,14 +90,20 @@ class Stream:
         self.total = None if epochs is None else max(1, round(epochs * self.size))
 
     def start(self, cursor: Cursor) -> Iterator[Packed]:
-        """Yield what comes after a cursor."""
+        """Yield what comes after a cursor. Raise DataError when a whole epoch holds nothing that can be learned from."""
+        nothing = cursor.window == 0  # in the epoch so far, if it was seen from its beginning
         with ThreadPoolExecutor(self.workers, "read") as pool:
             ahead: tuple[Cursor, list[Future[Sample]]] | None = self._ask(pool, Cursor(cursor.epoch, cursor.window))
             try:
                 while ahead is not None:
                     at, futures = ahead
                     samples = self._collect(futures)
-                    ahead = self._ask(pool, self._next(at, len(futures)))
+                    nothing = nothing and not samples
+                    following = self._next(at, len(futures))
+                    if nothing and following.epoch > at.epoch:
+                        raise DataError(f"all {self.size} records of an epoch were skipped; foveal data check says why")
+                    nothing = nothing or following.epoch > at.epoch
+                    ahead = self._ask(pool, following)
                     yield from self._packed(samples, at, len(futures), cursor.batch)
                     cursor = Cursor()
             finally:

@@ -73,3 +73,10 @@ def test_a_bad_record_ends_the_stream_or_is_reported(reader: SampleReader, write
     whole = list(_stream(reader, write, records, epochs=1.0, skipped=reasons.append).start(Cursor()))
     assert sorted(s.place.line for packed in whole for s in packed.samples) == [1, 2, 3, 4, 6, 7, 8]
     assert len(reasons) == 1 and "data.jsonl:5: conversations is []" in reasons[0]
+
+
+def test_a_set_of_bad_records_alone_ends(reader: SampleReader, write: Write) -> None:
+    reasons: list[str] = []
+    with pytest.raises(DataError, match="all 3 records of an epoch were skipped; foveal data check says why"):
+        list(_stream(reader, write, [{"conversations": []}] * 3, epochs=None, skipped=reasons.append).start(Cursor()))
+    assert len(reasons) == 3
