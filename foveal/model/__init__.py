@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,10 @@ class Qwen3VL(nn.Module):
         if not isinstance(media, PatchBatch):
             media = PatchBatch.pack(media, self.config.vision, self.device)
         return self.visual(media)
+
+    def encode_in_pieces(self, media: Sequence[Patches], rows: int) -> Iterator[VisionTokens | None]:
+        """Do what `encode` does about `rows` patches at a time: yield None after every piece of work, the tokens last."""
+        yield from self.visual.pieces(PatchBatch.pack(media, self.config.vision, self.device), rows)
 
     def forward(self, batch: Batch, caches: Sequence[KVCache] | None = None) -> Tensor:
         """Run packed rows. With caches (one a sequence) the rows continue what those hold, and are added to them.

@@ -6,7 +6,7 @@ mixture of resolutions is encoded by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveal.batch import PatchBatch, VisionTokens
 from foveal.config import VisionConfig
-from foveal.model.attention import attend_frames
+from foveal.model.attention import attend_frames, attend_rows
 from foveal.model.rope import rotate, vision_tables
 
 LAYER_NORM_EPS = 1e-6  # reference: Qwen3VLVisionBlock
@@ -83,10 +83,14 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
+        return self.proj(attend_frames(*self.heads(x, tables), lengths).flatten(1))
+
+    def heads(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of rows (P, C), (P, heads, H) each."""
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
         # The reference turns queries and keys in float32 (apply_rotary_pos_emb_vision).
         q, k = (rotate(part.float(), *tables).to(x.dtype) for part in (q, k))
-        return self.proj(attend_frames(q, k, v, lengths).flatten(1))
+        return q, k, v
 
 
 class VisionMLP(nn.Module):
@@ -110,6 +114,26 @@ class VisionBlock(nn.Module):
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
         x = x + self.attn(self.norm1(x), tables, lengths)
         return x + self.mlp(self.norm2(x))
+
+    def pieces(self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int], rows: int) -> Iterator[Tensor | None]:
+        """Do the same `rows` at a time: yield None after every piece of work and the result last."""
+        parts = [slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
+        heads = []
+        for part in parts:
+            heads.append(self.attn.heads(self.norm1(x[part]), (tables[0][part], tables[1][part])))
+            yield None
+        q, k, v = (torch.cat(kind) for kind in zip(*heads, strict=True))
+        out, start = torch.empty_like(x), 0
+        for n in lengths:
+            frame = slice(start, start + n)
+            for first in range(start, start + n, rows):
+                part = slice(first, min(first + rows, start + n))
+                seen = attend_rows(q[part], k[frame], v[frame])
+                y = x[part] + self.attn.proj(seen.flatten(1))
+                out[part] = y + self.mlp(self.norm2(y))
+                yield None
+            start += n
+        yield out
 
 
 class Merger(nn.Module):
@@ -148,11 +172,7 @@ class VisionModel(nn.Module):
 
     def forward(self, batch: PatchBatch) -> VisionTokens:
         """Encode packed patches of any number of pictures and clips."""
-        x = self.patch_embed(batch)
-        # The learned table, read bilinearly at each patch: four neighbours and their float32 weights (facts 3h).
-        table = (self.pos_embed(batch.position_index) * batch.position_weight[:, :, None]).sum(dim=1)
-        x = x + table.to(x.dtype)
-        tables = vision_tables(batch.rows_columns, self.config.head_dim, self.config.rope_theta)
+        x, tables = self._embed(batch)
         taps = []
         for i, block in enumerate(self.blocks):
             x = block(x, tables, batch.lengths)
@@ -160,3 +180,32 @@ class VisionModel(nn.Module):
                 taps.append(self.deepstack_merger_list[self.tap_of_block[i]](x))
         merged = self.merger(x)
         return VisionTokens(merged, torch.stack(taps) if taps else merged.new_empty(0, *merged.shape), batch.token_coords)
+
+    def pieces(self, batch: PatchBatch, rows: int) -> Iterator[VisionTokens | None]:
+        """Do what `forward` does in pieces of about `rows` patches, for a caller that has other work to do between two.
+
+        Yield None after every piece and the tokens last. No piece looks at more than `rows` patches' queries.
+        """
+        rows = max(rows // self.config.spatial_merge_size**2, 1) * self.config.spatial_merge_size**2
+        x, tables = self._embed(batch)
+        yield None
+        taps = []
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, VisionBlock)
+            for done in block.pieces(x, tables, batch.lengths, rows):
+                if done is None:
+                    yield None
+                else:
+                    x = done
+            if i in self.tap_of_block:
+                taps.append(torch.cat([self.deepstack_merger_list[self.tap_of_block[i]](part) for part in x.split(rows)]))
+                yield None
+        merged = torch.cat([self.merger(part) for part in x.split(rows)])
+        yield VisionTokens(merged, torch.stack(taps) if taps else merged.new_empty(0, *merged.shape), batch.token_coords)
+
+    def _embed(self, batch: PatchBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Embed patches with their learned positions, (P, C); return the tables of their rotary ones beside it."""
+        x = self.patch_embed(batch)
+        # The learned table, read bilinearly at each patch: four neighbours and their float32 weights (facts 3h).
+        table = (self.pos_embed(batch.position_index) * batch.position_weight[:, :, None]).sum(dim=1)
+        return x + table.to(x.dtype), vision_tables(batch.rows_columns, self.config.head_dim, self.config.rope_theta)

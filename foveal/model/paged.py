@@ -1,0 +1,171 @@
+"""Keys and values in blocks: one pool for many sequences, and attention over it.
+
+The pool keeps the slots of all blocks on one axis, (G, Z * Y, H) a layer. A sequence whose blocks lie behind one another is
+then a view of it, with the strides of a cache of its own, and costs nothing; whoever hands out blocks tries to keep it so. A
+sequence that is scattered, because it shares a prefix, is gathered a layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from foveal.model.attention import CacheBatch, KVCache, attend_one
+
+
+class KVPool:
+    """Z blocks of Y tokens of keys and values in all layers. The memory is the system's until a block is first written."""
+
+    def __init__(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, *, num_blocks: int, block_size: int, dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:  # fmt: skip
+        self.num_blocks, self.block_size = num_blocks, block_size
+        slots = num_blocks * block_size
+        self.store = torch.empty(num_layers, 2, num_kv_heads, slots, head_dim, dtype=dtype, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.store.nbytes
+
+    def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy whole blocks, all layers of them."""
+        blocks = self.store.unflatten(3, (self.num_blocks, self.block_size))
+        device = self.store.device
+        blocks[:, :, :, torch.tensor(target, device=device)] = blocks[:, :, :, torch.tensor(source, device=device)]
+
+
+class PagedCache(KVCache):
+    """Keys and values of one sequence in blocks of a pool; the blocks are whoever schedules' to give."""
+
+    def __init__(self, pool: KVPool, blocks: Sequence[int] = (), length: int = 0) -> None:
+        self.pool, self.length = pool, length
+        self.blocks: list[int] = []
+        self.in_a_row = True  # the blocks lie behind one another
+        self.extend(blocks)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its blocks, shared ones included."""
+        return self.pool.num_bytes // self.pool.num_blocks * len(self.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pool.store.dtype
+
+    @property
+    def capacity(self) -> int:
+        return len(self.blocks) * self.pool.block_size
+
+    def extend(self, blocks: Sequence[int]) -> None:
+        """Add blocks at the end."""
+        for block in blocks:
+            self.in_a_row = self.in_a_row and (not self.blocks or block == self.blocks[-1] + 1)
+            self.blocks.append(block)
+
+    def replace(self, blocks: Sequence[int]) -> list[int]:
+        """Take other blocks that hold the same, or none; return those it had."""
+        old, self.blocks, self.in_a_row = self.blocks, [], True
+        self.extend(blocks)
+        return old
+
+    def shorten(self, count: int) -> list[int]:
+        """Keep the first `count` blocks; return the others."""
+        rest, kept = self.blocks[count:], self.blocks[:count]
+        self.replace(kept)
+        return rest
+
+    def reserve(self, tokens: int) -> None:
+        """Check that there is room for `tokens` more; a pool's blocks are handed out before a step, not in it."""
+        if self.length + tokens > self.capacity:
+            raise ValueError(
+                f"{self.length} + {tokens} tokens do not fit the {self.capacity} of {len(self.blocks)} blocks; give it more"
+            )
+
+    def slots(self, start: int, stop: int) -> slice | Tensor:
+        """Name the places of tokens start..stop in the pool: a slice where they lie in a row, else their numbers on the CPU."""
+        size = self.pool.block_size
+        if self.in_a_row:
+            first = self.blocks[0] * size if self.blocks else 0
+            return slice(first + start, first + stop)
+        places = torch.tensor(self.blocks)[:, None] * size + torch.arange(size)
+        return places.view(-1)[start:stop]
+
+    def views(self) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values of all layers, each (L, G, capacity, H), or None where they do not lie in a row."""
+        place = self.slots(0, self.capacity)
+        if not isinstance(place, slice) or not self.blocks:
+            return None
+        return self.pool.store[:, 0, :, place], self.pool.store[:, 1, :, place]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (T, G, H) rows to a layer; return all its keys and values, (G, length + T, H), copied if scattered."""
+        end = self.length + keys.shape[0]
+        place, device = self.slots(self.length, end), keys.device
+        store = self.pool.store[layer]
+        index = place if isinstance(place, slice) else place.to(device)
+        store[0][:, index], store[1][:, index] = keys.transpose(0, 1), values.transpose(0, 1)
+        view = self.slots(0, end)
+        return _take(store, view if isinstance(view, slice) else view.to(device))
+
+
+class PagedCaches(CacheBatch):
+    """The caches of one step's sequences, in the order of the batch; places are worked out once for all layers.
+
+    lengths: the new rows of each.
+    """
+
+    def __init__(self, caches: Sequence[PagedCache], lengths: Sequence[int]) -> None:
+        self._caches = list(caches)
+        self._pool = pool = caches[0].pool
+        device = pool.store.device
+        for cache, n in zip(caches, lengths, strict=True):
+            cache.reserve(n)
+        new = [cache.slots(cache.length, cache.length + n) for cache, n in zip(caches, lengths, strict=True)]
+        self._new: slice | Tensor
+        if len(new) == 1 and isinstance(new[0], slice):
+            self._new = new[0]
+        else:
+            self._new = torch.cat([_numbers(place) for place in new]).to(device)
+        self._places = [
+            place if isinstance(place := cache.slots(0, cache.length + n), slice) else place.to(device)
+            for cache, n in zip(caches, lengths, strict=True)
+        ]
+
+    @overload
+    def __getitem__(self, index: int) -> PagedCache: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PagedCache]: ...
+    def __getitem__(self, index: int | slice) -> PagedCache | list[PagedCache]:
+        return self._caches[index]
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int) -> Tensor:
+        """Write the new rows of all sequences, then attend as `attend` does."""
+        store = self._pool.store[layer]
+        if isinstance(self._new, slice):
+            store[0, :, self._new], store[1, :, self._new] = k.transpose(0, 1), v.transpose(0, 1)
+        else:
+            store[0].index_copy_(1, self._new, k.transpose(0, 1).to(store.dtype))
+            store[1].index_copy_(1, self._new, v.transpose(0, 1).to(store.dtype))
+        out, start = [], 0
+        for n, place in zip(lengths, self._places, strict=True):
+            out.append(attend_one(q[start : start + n], *_take(store, place)))
+            start += n
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _numbers(place: slice | Tensor) -> Tensor:
+    return torch.arange(place.start, place.stop) if isinstance(place, slice) else place
+
+
+def _take(store: Tensor, place: slice | Tensor) -> tuple[Tensor, Tensor]:
+    """Read keys and values (G, S, H) of a layer (2, G, slots, H): a view, or a copy of what is scattered."""
+    if isinstance(place, slice):
+        return store[0, :, place], store[1, :, place]
+    return store[0].index_select(1, place), store[1].index_select(1, place)
