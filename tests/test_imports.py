@@ -46,7 +46,7 @@ MAY = {
     "relevance": HOST | {"batch"},
     "standin": SPINE,
     "generate": SPINE | {"processor", "reply", "relevance", "cost"},
-    "engine": SPINE | {"processor", "relevance", "cost", "generate"},
+    "engine": SPINE | {"processor", "reply", "relevance", "cost", "generate"},
     "train": SPINE | {"processor", "relevance", "cost", "generate", "world", "standin"},
     "finetune": SPINE | {"processor", "cost", "train"},
     "serve": SPINE | {"processor", "relevance", "cost", "generate", "engine"},

@@ -1,0 +1,448 @@
+"""Many requests at once, nothing computed twice: `Engine.submit` takes a request and gives a stream of its replies.
+
+Each `step` reads one batch: the next token of every reply that runs, beside chunks of prompts that arrived. Everything a
+reply depends on belongs to its request, so who else is in the batch changes when it comes, not what it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from foveal.engine.blocks import BlockPool, PrefixKeys
+from foveal.engine.memory import Memory, plan_memory
+from foveal.engine.metrics import Metrics
+from foveal.engine.request import (
+    BusyError,
+    CapacityError,
+    Delta,
+    Job,
+    Request,
+    Sample,
+    Stream,
+    TokenLogprob,
+)
+from foveal.engine.runner import Runner, Work
+from foveal.engine.scheduler import Scheduler
+from foveal.engine.vision import VisionCache, VisionStage, digest
+from foveal.generate import Pipeline
+from foveal.model.paged import KVPool
+from foveal.reply import FinishReason, Piece, ReplyStream
+from foveal.sampler import Sampler, Sampling
+
+__all__ = [
+    "BusyError", "CapacityError", "Delta", "Engine", "EngineError", "Memory", "Request", "Settings", "Stream", "TokenLogprob",
+]  # fmt: skip
+
+
+class EngineError(RuntimeError):
+    """A step that failed, or an engine that was closed, while a request was running. `__cause__` is why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an engine works. None of it changes what is said.
+
+    memory_bytes: of the whole process; None is what is free, less a margin. num_blocks: decides instead, for tests.
+    max_running: replies in a batch. max_waiting: requests that may wait; more are refused. step_tokens: rows of prompts a step
+    reads at most. slowdown: how many times longer than undisturbed a decoding step may take; None does not look at the clock.
+    speculation: "auto" guesses while it pays, "always" whether or not. workers: threads that read media.
+    """
+
+    memory_bytes: int | None = None
+    num_blocks: int | None = None
+    vision_bytes: int | None = None
+    block_size: int = 32
+    max_running: int = 16
+    max_waiting: int = 256
+    step_tokens: int = 512
+    slowdown: float | None = 3.0
+    speculation: Literal["auto", "always", "never"] = "auto"
+    prefix_caching: bool = True
+    workers: int = 2
+
+
+class Engine:
+    """Serve a pipeline's model. With `background` a thread of its own steps; without, whoever iterates over a stream does."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings | None = None, *, background: bool = True) -> None:
+        self.pipeline, self.settings, self.background = pipeline, settings or Settings(), background
+        s, model, text = self.settings, pipeline.model, pipeline.processor.config.text
+        self.memory = plan_memory(pipeline, s)
+        self.pool = BlockPool(self.memory.num_blocks, s.block_size)
+        self.store = KVPool(
+            text.num_hidden_layers, text.num_key_value_heads, text.head_dim, num_blocks=self.memory.num_blocks,
+            block_size=s.block_size, dtype=model.new_cache(1).dtype, device=model.device,
+        )  # fmt: skip
+        self.metrics = Metrics()
+        self.vision_cache = VisionCache(self.memory.vision_bytes)
+        self.vision = VisionStage(model, self.vision_cache)
+        config = pipeline.processor.config
+        self.scheduler = Scheduler(
+            self.pool, self.store, self.metrics, max_running=s.max_running, step_tokens=s.step_tokens, slowdown=s.slowdown,
+            speculate=s.speculation != "never", prefix_caching=s.prefix_caching,
+            forbidden=frozenset((config.image_token_id, config.video_token_id)),
+        )  # fmt: skip
+        self._runner = Runner(model, lambda key: self.vision_cache.peek(key))
+        self._identity = json.dumps([pipeline.name, config.to_dict(), str(self.store.store.dtype)], sort_keys=True).encode()
+        self._jobs: dict[int, Job] = {}
+        self._number = 0
+        self._inbox: deque[Callable[[], None]] = deque()  # what other threads want done between steps
+        self._mutex, self._stepping = threading.Lock(), threading.RLock()
+        self._wake = threading.Event()
+        self._workers = ThreadPoolExecutor(s.workers, thread_name_prefix="foveal-media")
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    # --- for callers, from any thread -----------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Stream:
+        """Take a request and return its stream.
+
+        Raise BusyError when the queue is full; ContextError or CapacityError, with the numbers, for a prepared prompt that can
+        never fit. Whatever goes wrong later is raised by the stream.
+        """
+        with self._mutex:
+            if self._closed:
+                raise EngineError("the engine is closed")
+            waiting = sum(1 for job in list(self._jobs.values()) if not job.samples)
+            if waiting >= self.settings.max_waiting:
+                self.metrics.requests["refused"] += 1
+                raise BusyError(f"{waiting} requests wait already, the limit is {self.settings.max_waiting}; try again later")
+            job = Job(self._number, request)
+            self._number += 1
+            if not callable(request.prompt):
+                self._check(job, request.prompt)
+            self.metrics.requests["submitted"] += 1
+            self._jobs[job.number] = job
+            if self.background and self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="foveal-engine", daemon=True)
+                self._thread.start()
+        stream = Stream(job, self)
+        weakref.finalize(stream, _forgotten, weakref.ref(self), job.number).atexit = False
+        if callable(request.prompt):
+            self._workers.submit(self._prepare, job)
+        else:
+            self._prepare(job)
+        return stream
+
+    def ask(self, question: str, *files: Any, sampling: Sampling | None = None, n: int = 1, logprobs: int | None = None,
+            salt: str = "", **options: Any) -> Stream:  # fmt: skip
+        """Submit a question about files, which worker threads read; options as of `Processor.ask`."""
+        processor = self.pipeline.processor
+        prompt = lambda: processor.ask(question, files, **options)  # noqa: E731
+        return self.submit(Request(prompt, sampling or self.pipeline.sampling(), n, logprobs, salt))
+
+    def chat(self, messages: SequenceOf[Mapping[str, Any]], *, sampling: Sampling | None = None, n: int = 1,
+             logprobs: int | None = None, salt: str = "", **options: Any) -> Stream:  # fmt: skip
+        """Submit a conversation in the form of the OpenAI API; options as of `Processor`."""
+        processor = self.pipeline.processor
+        prompt = lambda: processor(messages, **options)  # noqa: E731
+        return self.submit(Request(prompt, sampling or self.pipeline.sampling(), n, logprobs, salt))
+
+    def cancel(self, number: int) -> None:
+        """End a request; see `Stream.cancel`."""
+        self._post(lambda: self._cancel(number))
+        if not self.background and self._stepping.acquire(blocking=False):
+            try:
+                self._drain()
+            finally:
+                self._stepping.release()
+
+    def close(self) -> None:
+        """End everything; streams that were not done raise EngineError."""
+        with self._mutex:
+            self._closed = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        with self._stepping:
+            self._drain()
+            for job in list(self._jobs.values()):
+                self._end(job, EngineError("the engine was closed before the reply ended"))
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def usage(self) -> dict[str, float]:
+        """Return the metrics, and what is in use right now."""
+        pool, cache = self.pool, self.vision_cache
+        return self.metrics.snapshot() | {
+            "queue": len(self.scheduler.waiting), "running": len(self.scheduler.running), "blocks": pool.num_blocks,
+            "blocks_held": pool.num_held, "blocks_cached": pool.num_cached, "blocks_evicted": pool.evicted,
+            "vision_bytes": cache.num_bytes, "vision_hits": cache.hits, "vision_misses": cache.misses,
+            "tokens_encoded": self.vision.encoded_tokens,
+        }  # fmt: skip
+
+    # --- the step ---------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Do one step: media that became ready, some encoding, one forward pass. Return False where there was nothing to do."""
+        with self._stepping, torch.inference_mode():
+            moved = self._drain()
+            plan = self.scheduler.plan(self._encoded, len(self.vision) > 0)
+            took = self.vision.work(plan.encode_s) if len(self.vision) else 0.0
+            work = [one for one in plan.work if not one.sample.job.done]
+            if work:
+                began = time.perf_counter()
+                results = self._runner.run(work)
+                decoded = sum(one.rows for one in work if one.outputs and one.rows == one.outputs)
+                rows = sum(one.rows for one in work)
+                self.scheduler.pace.note(decoded, rows - decoded, time.perf_counter() - began)
+                self.metrics.steps += 1
+                for one, result in zip(work, results, strict=True):
+                    self._commit(one, result)
+            return bool(work) or took > 0 or moved
+
+    def _commit(self, work: Work, result: np.ndarray | Exception) -> None:
+        """Take a work's result into its sample."""
+        sample, job = work.sample, work.sample.job
+        if job.done:
+            return
+        if isinstance(result, Exception):
+            self._end(job, result)
+            return
+        try:
+            if not work.draft:
+                self.metrics.tokens["prefilled" if work.rows > 1 else "decoded"] += work.rows
+                self.scheduler.keep(sample)
+            if work.outputs:
+                if job.first_token_s == 0.0:
+                    self._first(sample, result[0])
+                else:
+                    self._say(sample, result, work.draft)
+                    if not work.sample.cache.blocks:
+                        return
+                sample.cache.truncate(min(sample.cache.length, sample.known - 1))
+                self.scheduler.keep(sample)
+        except Exception as error:
+            self._end(job, error)
+
+    def _first(self, sample: Sample, row: np.ndarray) -> None:
+        """The prompt is read: let all replies say their first token, and go on from here."""
+        job = sample.job
+        job.first_token_s = job.last_token_s = time.perf_counter()
+        self.metrics.first_token_s.append(job.first_token_s - job.submitted_s)
+        for index in range(1, job.request.n):
+            child = self._sample(job, index)
+            if not self.scheduler.fork(sample, child):
+                self.scheduler.add(child)
+        for one in list(job.samples):
+            self._say(one, row[None], ())
+        self._unpin(job)
+
+    def _say(self, sample: Sample, rows: np.ndarray, draft: tuple[int, ...]) -> None:
+        """Choose tokens from logits (1 + guesses, R) for as long as the guesses come true, and pass them on."""
+        ids: list[int] = []
+        pieces: list[Piece] = []
+        logprobs: list[TokenLogprob] = []
+        for at, row in enumerate(rows):
+            token = sample.reply.next_forced()
+            if token is None:
+                token = sample.sampler(row)
+            else:
+                sample.sampler.note(token)
+            ids.append(token)
+            if sample.job.request.logprobs is not None:
+                logprobs.append(_logprob(row, token, sample.job.request.logprobs))
+            pieces += sample.reply.push(token)
+            if sample.reply.finish_reason is not None or at == len(draft) or token != draft[at]:
+                break
+        now, job = time.perf_counter(), sample.job
+        self.metrics.tokens["generated"] += len(ids)
+        if draft:
+            self.metrics.tokens["drafted"] += len(draft)
+            self.metrics.tokens["accepted"] += len(ids) - 1
+            sample.speculation.note(len(draft), len(ids) - 1)
+        if now > job.last_token_s:
+            self.metrics.between_tokens_s.append((now - job.last_token_s) / len(ids))
+        job.last_token_s = now
+        reason: FinishReason | None = sample.reply.finish_reason
+        if reason is not None:
+            pieces += sample.reply.flush()
+            reason = sample.reply.finish_reason
+        job.outbox.put(Delta(sample.index, tuple(ids), tuple(pieces), tuple(logprobs), reason))
+        if reason is not None:
+            sample.cache.truncate(min(sample.cache.length, sample.known - 1))
+            self.scheduler.keep(sample)
+            self.scheduler.remove(sample)
+            self.metrics.requests[f"finished_{reason}"] += 1
+            if all(one.reply.finish_reason is not None for one in job.samples):
+                self._end(job)
+
+    # --- requests come and go ---------------------------------------------------------------------------------------
+
+    def _check(self, job: Job, prompt: Any) -> None:
+        """Work out a request's room; raise ContextError or CapacityError where there is none."""
+        length, request = len(prompt.sequence), job.request
+        room = self.pipeline.processor.room(prompt)
+        most = self.pool.num_blocks * self.pool.block_size + 1 - length  # the last token is never read
+        wanted = request.sampling.max_tokens
+        if most < 1 or (wanted is not None and min(wanted, room) > most):
+            self.metrics.requests["refused"] += 1
+            kept = self.pool.num_blocks * self.pool.block_size
+            raise CapacityError(
+                f"a prompt of {length} tokens and a reply of {min(wanted or 1, room)} need {length + min(wanted or 1, room)} "
+                f"places, but the engine's memory holds {kept} tokens ({self.pool.num_blocks} blocks of "
+                f"{self.pool.block_size}); shorten one of them or give the engine more memory"
+            )
+        job.room = min(room, most)
+
+    def _prepare(self, job: Job) -> None:
+        """Read a job's media and work out its keys; in a worker thread where there is something to read."""
+        try:
+            prompt = job.request.prompt() if callable(job.request.prompt) else job.request.prompt
+            if job.done:
+                return
+            self._check(job, prompt)
+            job.digests = tuple(digest(patches) for patches in prompt.patches)
+            counts = [patches.num_tokens for patches in prompt.patches]
+            ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).tolist()
+            rows = prompt.sequence.vision_rows
+            spans = []
+            for first, stop in itertools.pairwise(ends):
+                at = np.flatnonzero((rows >= first) & (rows < stop))
+                spans.append((int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0))
+            job.first_rows, job.spans = tuple(ends), tuple(spans)
+            root = hashlib.sha256(self._identity).digest() + hashlib.sha256(job.request.salt.encode()).digest()
+            job.keys = PrefixKeys(root, prompt.sequence, job.digests, counts, self.pool.block_size)
+            job.prompt = prompt
+            job.ready_s = time.perf_counter()
+        except Exception as error:
+            problem = error
+            self._post(lambda: self._end(job, problem))
+        else:
+            self._post(lambda: self._ready(job))
+
+    def _ready(self, job: Job) -> None:
+        if not job.done:
+            assert job.prompt is not None
+            self.metrics.tokens["prompt"] += len(job.prompt.sequence)
+            self.scheduler.add(self._sample(job, 0))
+
+    def _sample(self, job: Job, index: int) -> Sample:
+        assert job.prompt is not None and job.keys is not None
+        sampling, processor = job.request.sampling, self.pipeline.processor
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + index)
+        reply = ReplyStream(
+            processor.tokenizer, sampling, end_ids=processor.end_ids, opens_thinking=job.prompt.opens_thinking, room=job.room
+        )
+        sampler = Sampler(sampling, job.prompt.sequence.token_ids.tolist())
+        sample = Sample(job, index, sampler, reply, self.store, job.keys if job.request.n == 1 else job.keys.copy())
+        sample.speculation.always = self.settings.speculation == "always"
+        job.samples.append(sample)
+        return sample
+
+    def _encoded(self, job: Job, medium: int) -> bool:
+        """Tell whether a medium's vision tokens are there, and hold them for the job; ask for them where not."""
+        key = job.digests[medium]
+        if key in job.pins:
+            return True
+        if key in self.vision_cache:
+            self.vision_cache.pin(key)
+            self.vision_cache.hits += key not in job.asked
+            job.pins.add(key)
+            return True
+        if key not in job.asked:
+            assert job.prompt is not None
+            job.asked.add(key)
+
+            def done(error: BaseException | None) -> None:
+                if error is not None:
+                    self._end(job, error)
+                elif not job.done and key not in job.pins:
+                    self.vision_cache.pin(key)
+                    job.pins.add(key)
+
+            self.vision.want(key, job.prompt.patches[medium], job.number, done)
+        return False
+
+    def _unpin(self, job: Job) -> None:
+        for key in job.pins:
+            self.vision_cache.unpin(key)
+        job.pins.clear()
+        job.asked.clear()
+
+    def _cancel(self, number: int) -> None:
+        job = self._jobs.get(number)
+        if job is None or job.done:
+            return
+        self.metrics.requests["cancelled"] += 1
+        for sample in job.samples:
+            if sample.reply.finish_reason is None:
+                pieces = tuple(sample.reply.flush())
+                sample.reply.finish_reason = "cancelled"
+                job.outbox.put(Delta(sample.index, (), pieces, (), "cancelled"))
+        self._end(job)
+
+    def _end(self, job: Job, error: BaseException | None = None) -> None:
+        """Give back all a job holds, and tell its reader."""
+        if job.done:
+            return
+        if error is not None:
+            self.metrics.requests["failed"] += 1
+        for sample in job.samples:
+            self.scheduler.remove(sample)
+        self.vision.drop(job.number)
+        self._unpin(job)
+        self._jobs.pop(job.number, None)
+        job.outbox.close(error)
+
+    # --- threads ----------------------------------------------------------------------------------------------------
+
+    def _post(self, call: Callable[[], None]) -> None:
+        self._inbox.append(call)
+        self._wake.set()
+
+    def _drain(self) -> bool:
+        """Do what other threads asked for since the last step."""
+        moved = False
+        while self._inbox:
+            self._inbox.popleft()()
+            moved = True
+        return moved
+
+    def _loop(self) -> None:
+        while not self._closed:
+            self._wake.clear()
+            try:
+                if not self.step():
+                    self._wake.wait()
+            except Exception as error:  # a bug of ours must not leave readers waiting
+                with self._stepping:
+                    for job in list(self._jobs.values()):
+                        failure = EngineError(f"a step of the engine failed: {error!r}")
+                        failure.__cause__ = error
+                        self._end(job, failure)
+
+
+def _forgotten(engine: weakref.ref[Engine], number: int) -> None:
+    """Nobody can read a stream any more: end its request."""
+    if (alive := engine()) is not None:
+        alive._post(lambda: alive._cancel(number))
+
+
+def _logprob(row: np.ndarray, token: int, alternatives: int) -> TokenLogprob:
+    scores = row.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    best = np.argsort(-scores, kind="stable")[:alternatives]
+    return TokenLogprob(token, float(scores[token]), tuple((int(i), float(scores[i])) for i in best))
