@@ -432,6 +432,7 @@ class Engine:
                         failure = EngineError(f"a step of the engine failed: {error!r}")
                         failure.__cause__ = error
                         self._end(job, failure)
+                self._wake.wait()  # nothing is left to do
 
 
 def _forgotten(engine: weakref.ref[Engine], number: int) -> None:

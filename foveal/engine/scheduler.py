@@ -19,6 +19,7 @@ from foveal.engine.speculate import Pace, useful
 from foveal.model.paged import KVPool
 
 LEAST_CHUNK = 16  # rows of a prompt that a step reads at least, however slow
+WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read without waiting for it
 
 
 @dataclass
@@ -150,10 +151,12 @@ class Scheduler:
         start, known = sample.cache.length, sample.known
         if start % size == 0 and start // size < len(sample.keys) and sample.keys[start // size] in computing:
             return 0  # an older sample computes the same block in this step
-        stop = min(known, start + budget)
+        stop = whole = min(known, start + budget)
         for medium, (first, last) in enumerate(job.spans):
             if last > start and not encoded(job, medium):
                 stop = min(stop, max(first, start))
+        if stop < whole and stop - start < WORTH_A_STEP:
+            return 0  # the few words before a picture wait for it: a step of their own would cost more than they
         if stop < known and stop // size * size > start:
             stop = stop // size * size
         if stop <= start or not self._give(sample, stop):

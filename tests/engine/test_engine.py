@@ -1,0 +1,288 @@
+"""Around the laws: streams, threads, async, failures that stay alone, refusals with numbers, log-probabilities."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from foveal.batch import Batch, VisionTokens
+from foveal.engine import BusyError, CapacityError, Engine, EngineError, Request
+from foveal.errors import ContextError, MediaError, PromptError
+from foveal.sampler import Sampling
+from tests.engine.tools import GREEDY, assert_no_trace, check, engine, media, oracle, pipeline, prompt, prompts
+
+
+@pytest.fixture
+def one() -> Iterator[Engine]:
+    made = engine()
+    yield made
+    made.close()
+
+
+def settle(engine: Engine) -> None:
+    """Wait until a background engine has nothing left of any request."""
+    for _ in range(2000):
+        with engine._stepping:
+            if not engine._jobs and not engine._inbox:
+                return
+        threading.Event().wait(0.005)
+    raise AssertionError("requests are left")
+
+
+def test_deltas_are_the_answer(one: Engine) -> None:
+    stream = one.submit(Request(prompt(("picture",)), replace(GREEDY, stop=())))
+    deltas = list(stream)
+    assert tuple(i for d in deltas for i in d.token_ids) == stream.answer.token_ids == oracle(prompt(("picture",)))
+    assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1) and deltas[-1].finish_reason == "length"
+    said = "".join(d.text for d in deltas)
+    assert said == stream.answer.text or "</think>" in said
+    stats = stream.answer.stats
+    assert stats.generated_tokens == 24 and stats.first_token_s > 0 and stats.decode_s > 0
+
+
+def test_log_probabilities_are_the_model_s(one: Engine) -> None:
+    asked = prompt(("clip",), 2)
+    deltas = list(one.submit(Request(asked, replace(GREEDY, max_tokens=3), logprobs=2)))
+    model, sequence = pipeline().model, asked.sequence
+    with torch.inference_mode():
+        logits = model(Batch.pack([sequence], [model.encode(asked.patches)], output="last"))[0]
+    expected = logits.log_softmax(-1)
+    (first,) = deltas[0].logprobs
+    assert first.token_id == int(expected.argmax()) == first.top[0][0]
+    assert first.logprob == pytest.approx(float(expected.max()), abs=1e-4)
+    assert first.top[1][1] == pytest.approx(float(expected.topk(2).values[1]), abs=1e-4)
+    assert sum(len(d.logprobs) for d in deltas) == 3
+
+
+def test_media_that_cannot_be_read_fail_alone(one: Engine) -> None:
+    def broken() -> Any:
+        raise MediaError("photo.png: no picture")
+
+    bad, good = one.submit(Request(broken, GREEDY)), one.submit(Request(prompt(), GREEDY))
+    assert good.answer.token_ids == oracle(prompt())
+    with pytest.raises(MediaError, match="no picture"):
+        list(bad)
+    with pytest.raises(MediaError):
+        _ = bad.answers
+    assert one.metrics.requests["failed"] == 1
+    assert_no_trace(one)
+
+
+def test_a_picture_that_cannot_be_encoded_fails_alone(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pictures that wait are encoded in one pack; of a pack that fails each is tried alone."""
+    asked = [prompt(("picture",), seed) for seed in range(3)]
+    wrong, plain = asked[1].patches[0], pipeline().model.encode
+
+    def encode(patches: Any) -> VisionTokens:
+        if any(p is wrong for p in patches):
+            raise RuntimeError("encoder broke")
+        return plain(patches)
+
+    monkeypatch.setattr(one.vision._model, "encode", encode)
+    streams = [one.submit(Request(p, GREEDY)) for p in asked]
+    with pytest.raises(RuntimeError, match="encoder broke"):
+        _ = streams[1].answer
+    assert [streams[i].answer.token_ids for i in (0, 2)] == [oracle(asked[i]) for i in (0, 2)]
+    assert_no_trace(one)
+
+
+def test_a_forward_pass_that_fails_for_one_fails_for_one(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = one.pipeline.model
+    plain, wrong = model.hidden, model.config.video_token_id  # only the second has a clip
+
+    def hidden(batch: Batch, caches: Any) -> torch.Tensor:
+        if bool((batch.token_ids == wrong).any()):
+            raise RuntimeError("no memory")
+        return plain(batch, caches)
+
+    monkeypatch.setattr(model, "hidden", hidden)
+    asked = [prompts()[i] for i in (0, 2, 4)]
+    streams = [one.submit(Request(p, GREEDY)) for p in asked]
+    with pytest.raises(RuntimeError, match="no memory"):
+        _ = streams[1].answer
+    monkeypatch.undo()
+    assert [streams[i].answer.token_ids for i in (0, 2)] == [oracle(asked[i]) for i in (0, 2)]
+    assert_no_trace(one)
+
+
+def test_a_sampler_that_fails_fails_alone(one: Engine) -> None:
+    bad, good = (one.submit(Request(prompt((), seed), GREEDY)) for seed in (1, 2))
+    for _ in range(3):
+        one.step()
+    sample = one.scheduler.running[0]
+
+    def fails(row: Any) -> int:
+        raise ValueError("no token")
+
+    sample.sampler = fails  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="no token"):
+        _ = bad.answer
+    assert good.answer.token_ids == oracle(prompt((), 2))
+    assert_no_trace(one)
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers(one: Engine) -> None:
+    small = engine(num_blocks=4)
+    length = len(prompt().sequence)
+    with pytest.raises(CapacityError, match=rf"{length} tokens and a reply of 24 need {length + 24} .* holds 32 tokens"):
+        small.submit(Request(prompt(), GREEDY))
+    small.close()
+    with pytest.raises(ContextError):
+        one.submit(Request(prompt((), 0, "0" * 500), GREEDY))
+    with pytest.raises(ContextError):  # prepared in a worker: told by the stream
+        _ = one.ask("0" * 500, sampling=GREEDY).answer
+    for wrong in ({"n": 0}, {"n": 65}, {"logprobs": 21}):
+        with pytest.raises(PromptError):
+            Request(prompt(), GREEDY, **wrong)
+    assert_no_trace(one)
+
+
+def test_a_full_queue_refuses_with_the_numbers() -> None:
+    small = engine(max_waiting=2)
+    streams = [small.submit(Request(prompt((), seed), GREEDY)) for seed in range(2)]
+    with pytest.raises(BusyError, match="2 requests wait already, the limit is 2"):
+        small.submit(Request(prompt(), GREEDY))
+    assert [s.answer.token_ids for s in streams] == [oracle(prompt((), seed)) for seed in range(2)]
+    small.submit(Request(prompt(), GREEDY)).cancel()
+    small.close()
+
+
+def test_salts_keep_prefixes_apart(one: Engine) -> None:
+    for salt, shared in (("a", False), ("b", False), ("a", True)):
+        stream = one.submit(Request(prompt(("picture",)), GREEDY, salt=salt))
+        assert stream.answer.token_ids == oracle(prompt(("picture",)))
+        assert (stream.cached_tokens > 0) == shared
+
+
+def test_a_second_turn_finds_the_first(one: Engine) -> None:
+    processor, picture = pipeline().processor, media("picture", 5)
+    messages = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+    first = processor(messages)
+    answer = one.submit(Request(first, GREEDY)).answer
+    second = processor([*messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "Why?"}])
+    stream = one.submit(Request(second, GREEDY))
+    assert stream.answer.token_ids == oracle(second)
+    assert stream.cached_tokens >= len(first.sequence) // 8 * 8
+    assert one.metrics.snapshot()["tokens_cached"] == stream.cached_tokens and one.usage()["blocks_held"] == 0
+
+
+def test_a_background_engine_serves_threads_at_once() -> None:
+    asked = prompts()
+    expected = [oracle(p) for p in asked]
+    with engine(background=True, num_blocks=60, step_tokens=24) as shared:
+        said: dict[tuple[int, int], tuple[int, ...]] = {}
+
+        def serve(thread: int) -> None:
+            for turn, p in enumerate(asked):
+                stream = shared.submit(Request(p, GREEDY))
+                if (thread + turn) % 4 == 3:
+                    next(iter(stream))
+                    stream.cancel()
+                else:
+                    said[thread, turn] = stream.answer.token_ids
+
+        threads = [threading.Thread(target=serve, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(said) == 15 and all(ids == expected[turn] for (_, turn), ids in said.items())
+        settle(shared)
+        assert_no_trace(shared)
+
+
+def test_async_streams_run_side_by_side() -> None:
+    async def read(stream: Any) -> tuple[int, ...]:
+        return tuple([i async for delta in stream for i in delta.token_ids])
+
+    async def both(shared: Engine) -> list[tuple[int, ...]]:
+        return list(await asyncio.gather(*(read(shared.submit(Request(p, GREEDY))) for p in prompts()[:3])))
+
+    for background in (True, False):
+        with engine(background=background) as shared:
+            assert asyncio.run(both(shared)) == [oracle(p) for p in prompts()[:3]]
+            assert_no_trace(shared)
+
+
+def test_a_stream_nobody_holds_is_cancelled(one: Engine) -> None:
+    stream = one.submit(Request(prompt(), GREEDY))
+    one.step()
+    del stream
+    gc.collect()
+    one.step()
+    assert one.metrics.requests["cancelled"] == 1
+    assert_no_trace(one)
+
+
+def test_closing_ends_what_runs(one: Engine) -> None:
+    shared = engine(background=True)
+    stream = shared.submit(Request(prompt(), replace(GREEDY, max_tokens=300)))
+    next(iter(stream))
+    shared.close()
+    with pytest.raises(EngineError, match="closed"):
+        _ = stream.answer
+    with pytest.raises(EngineError, match="closed"):
+        shared.submit(Request(prompt(), GREEDY))
+    assert_no_trace(shared)
+
+
+def test_a_broken_step_tells_its_readers_and_the_next_request_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(background=True) as shared:
+        plain, broken = shared.scheduler.plan, [True]
+        monkeypatch.setattr(shared.scheduler, "plan", lambda *given: 1 / 0 if broken and broken.pop() else plain(*given))
+        with pytest.raises(EngineError, match="ZeroDivisionError"):
+            _ = shared.submit(Request(prompt(), GREEDY)).answer
+        assert shared.submit(Request(prompt(), GREEDY)).answer.token_ids == oracle(prompt())
+
+
+def test_encoding_in_pieces_beside_a_reply_changes_nothing() -> None:
+    made = engine(slowdown=1.5, step_tokens=16)
+    runs = made.submit(Request(prompt(), GREEDY))
+    for _ in range(4):
+        made.step()
+    arrives = made.submit(Request(prompt(("picture", "clip"), 6), GREEDY))
+    assert arrives.answer.token_ids == oracle(prompt(("picture", "clip"), 6))
+    assert runs.answer.token_ids == oracle(prompt())
+    assert_no_trace(made)
+    made.close()
+
+
+def test_random_arrivals_and_cancels_in_small_pools() -> None:
+    """Books agree after every step, everybody who is not cancelled says what the oracle says, and nothing is left."""
+    rng = np.random.default_rng(0)
+    asked = prompts()
+    short = replace(GREEDY, max_tokens=6)
+    longest = max(len(p.sequence) for p in asked) + 6
+    for trial in range(3):
+        blocks = -(-longest // 8) + int(rng.integers(1, 12))
+        made = engine(num_blocks=blocks, step_tokens=int(rng.integers(4, 60)), max_running=int(rng.integers(2, 6)),
+                      speculation=("never", "always")[trial % 2], vision_bytes=int(rng.integers(0, 40_000)))  # fmt: skip
+        open_: list[tuple[Any, int, int, Sampling]] = []
+        for arrival in range(25):
+            which, n = int(rng.integers(len(asked))), int(rng.integers(1, 4))
+            sampling = replace(short, temperature=float(rng.integers(2)), seed=arrival % 3)
+            open_.append((made.submit(Request(asked[which], sampling, n=n)), which, n, sampling))
+            for _ in range(int(rng.integers(0, 6))):
+                made.step()
+                check(made)
+            if rng.random() < 0.25:
+                open_.pop(int(rng.integers(len(open_))))[0].cancel()
+                check(made)
+        steps = 0
+        while made.step():
+            check(made)
+            steps += 1
+            assert steps < 3000, "somebody starves"
+        for stream, which, n, sampling in open_:
+            seeds = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(n)]
+            assert [a.token_ids for a in stream.answers] == [oracle(asked[which], s) for s in seeds]
+        assert_no_trace(made)
+        made.close()
