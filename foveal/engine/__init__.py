@@ -65,7 +65,7 @@ class Settings:
     memory_bytes: int | None = None
     num_blocks: int | None = None
     vision_bytes: int | None = None
-    block_size: int = 32
+    block_size: int = 16
     max_running: int = 16
     max_waiting: int = 256
     step_tokens: int = 512

@@ -146,8 +146,9 @@ class Scheduler:
         self, plan: Plan, sample: Sample, budget: int, encoded: Callable[[Job, int], bool], computing: set[bytes]
     ) -> int:
         """Add the next chunk of a prompt; return its rows."""
-        size, job = self.pool.block_size, sample.job
+        size, job, before = self.pool.block_size, sample.job, sample.cache.length
         self._adopt(sample)
+        self._count(sample, sample.cache.length - before)
         start, known = sample.cache.length, sample.known
         if start % size == 0 and start // size < len(sample.keys) and sample.keys[start // size] in computing:
             return 0  # an older sample computes the same block in this step
@@ -168,16 +169,20 @@ class Scheduler:
     def _admit(self, sample: Sample) -> bool:
         """Take what is cached of a waiting sample's tokens, if all of the rest would fit beside those who run."""
         self._adopt(sample)
-        job = sample.job
         needed = self.pool.blocks_for(sample.known) - len(sample.cache.blocks)
         # A block for each that runs: whoever comes in must not be sent out by the next step.
         if needed + len(self.running) > self.pool.available:
             self.pool.give_back(sample.cache.replace(()))
             sample.cache.length = sample.registered = 0
             return False
-        job.cached_tokens = max(job.cached_tokens, min(sample.cache.length, len(job.prompt.sequence) if job.prompt else 0))
-        self.metrics.tokens["cached"] += sample.cache.length
+        self._count(sample, sample.cache.length)
         return True
+
+    def _count(self, sample: Sample, cached: int) -> None:
+        """Count tokens that need not be computed."""
+        self.metrics.tokens["cached"] += cached
+        if not sample.reply.token_ids:
+            sample.job.cached_tokens += cached
 
     def _adopt(self, sample: Sample) -> None:
         """Take known blocks for the tokens that come next, all but the last token's."""

@@ -57,7 +57,8 @@ def test_cached_is_fresh(made: list[Engine], moe: bool) -> None:
     for turn in range(3):
         asked = [prompt(("picture", "clip"), 1, q) for q in ("What?", "What is red?", "What?")]
         assert ids(one, [Request(p, GREEDY) for p in asked]) == [oracle(p, moe=moe) for p in asked]
-        assert (one.metrics.tokens["cached"] > 0) == (turn > 0) or one.vision_cache.hits
+        # All but the last, unfilled block of each; in the first turn the other two share what the first reads.
+        assert one.metrics.tokens["cached"] > 100 * turn
     assert one.vision.encoded_tokens == sum(p.num_tokens for p in asked[0].patches)  # once each
 
 
