@@ -19,8 +19,11 @@ def command(*words: str) -> list[str]:
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:
+    """Start foveal as a shell would. Tests that run in the background are deaf to Ctrl-C, and so would be what they start."""
     environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command(*words), stdout=pipe, stderr=pipe, env=environment, preexec_fn=hear)
 
 
 def test_help_starts_quickly() -> None:
