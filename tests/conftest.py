@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.kernel_paths import path  # noqa: F401  a fixture
+
 torch.set_num_threads(2)
 settings.register_profile("foveal", deadline=None, derandomize=True, database=None)
 settings.load_profile("foveal")

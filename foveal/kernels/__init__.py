@@ -19,7 +19,7 @@ import numpy as np
 
 from foveal.errors import FovealError
 from foveal.kernels import oracle
-from foveal.kernels.arrays import TYPES, Array, as_numpy, dense, empty, facts, is_torch, matrix
+from foveal.kernels.arrays import TYPES, Array, as_numpy, dense, dense_rows, empty, facts, is_torch, matrix
 from foveal.kernels.library import done, load, native
 
 __all__ = [
@@ -200,11 +200,10 @@ def take_rows(packed: Packed, ids: Array) -> Array:
     """
     count = int(ids.shape[0])
     at = dense(ids, "ids", ("int64",), (count,))
-    if count and not 0 <= int(ids.min()) <= int(ids.max()) < packed.rows:
-        raise IndexError(f"ids are {int(ids.min())} to {int(ids.max())}; 0 to {packed.rows - 1} are rows")
     out = empty(packed.codes, (count, packed.columns), "float32")
     to = dense(out, "out", ("float32",), (count, packed.columns))
-    done(native().foveal_take_rows(packed.bits, *packed.at, packed.columns, at, count, to), "ids")
+    if native().foveal_take_rows(packed.bits, *packed.at, packed.rows, packed.columns, at, count, to):
+        raise IndexError(f"ids are {int(ids.min())} to {int(ids.max())}; 0 to {packed.rows - 1} are rows")
     return out
 
 
@@ -295,8 +294,8 @@ def attend(
     dense(q, "q", ("float32",), (heads, dim))
     kv_heads, positions = int(keys.shape[0]), int(keys.shape[1]) if keys.ndim == 3 else 0
     kinds = ("float32", "bfloat16", "uint16", "int8")
-    key_at, dtype, key_stride = _cache(keys, "keys", kinds, (kv_heads, positions, dim))
-    value_at, _, value_stride = _cache(values, "values", (dtype,), (kv_heads, positions, dim))
+    key_at, dtype, (key_stride,) = dense_rows(keys, "keys", kinds, (kv_heads, positions, dim))
+    value_at, _, (value_stride,) = dense_rows(values, "values", (dtype,), (kv_heads, positions, dim))
     if not kv_heads or not positions or heads % kv_heads or heads > 32 * kv_heads or not 1 <= dim <= 256:
         raise ValueError(
             f"q {(heads, dim)} over keys {tuple(keys.shape)}: N must be 1 to 32 times G, S at least 1, H at most 256"
@@ -307,7 +306,9 @@ def attend(
             raise ValueError("an int8 cache needs key_scales and value_scales")
         shape = (kv_heads, positions, -(-dim // _GROUP))
         named = ((key_scales, "key_scales"), (value_scales, "value_scales"))
-        scales = [_cache(x, what, ("float16",), shape)[::2] for x, what in named]
+        for i, (x, what) in enumerate(named):
+            scale_at, _, (stride,) = dense_rows(x, what, ("float16",), shape)
+            scales[i] = scale_at, stride
     out = empty(q, (heads, dim), "float32") if out is None else out
     (key_scale_at, key_scale_stride), (value_scale_at, value_scale_stride) = scales
     status = native().foveal_attend(
@@ -317,16 +318,6 @@ def attend(
     )  # fmt: skip
     done(status, "keys or values")
     return out
-
-
-def _cache(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[int, str, int]:
-    """Return address, dtype and head stride of a (G, S, H) array, dense but for its first axis."""
-    address, dtype, strides = facts(x, what, dtypes, 3)
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}; {shape} is needed")
-    if (shape[2] > 1 and strides[2] != 1) or (shape[1] > 1 and strides[1] != shape[2]):
-        raise ValueError(f"{what} has strides {tuple(strides)}; the last two axes must be contiguous")
-    return address, dtype, strides[0]
 
 
 def quantise_cache(x: Array) -> tuple[Array, Array]:

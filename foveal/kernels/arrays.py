@@ -63,6 +63,16 @@ def dense(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) 
     return address
 
 
+def dense_rows(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, str, tuple[int, ...]]:
+    """Return address, dtype and the strides of all axes but the last two, which must be dense: a view of a cache has these."""
+    address, dtype, strides = facts(x, what, dtypes, len(shape))
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}; {shape} is needed")
+    if (shape[-1] > 1 and strides[-1] != 1) or (shape[-2] > 1 and strides[-2] != shape[-1]):
+        raise ValueError(f"{what} has strides {tuple(strides)}; the last two axes must be contiguous")
+    return address, dtype, tuple(int(stride) for stride in strides[:-2])
+
+
 def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """Make an array of the kind of `like` that starts on a cache line."""
     if is_torch(like):

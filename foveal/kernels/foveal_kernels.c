@@ -935,11 +935,12 @@ EXPORT int foveal_pack(const void *weight, int type, int bits, int64_t rows, int
 }
 
 /* Rows `ids` of a packed weight as float32, out (count, columns): an embedding. */
-EXPORT int foveal_take_rows(int bits, const uint8_t *codes, const uint16_t *scales, int64_t columns, const int64_t *ids,
-                            int64_t count, float *out) {
+EXPORT int foveal_take_rows(int bits, const uint8_t *codes, const uint16_t *scales, int64_t rows, int64_t columns,
+                            const int64_t *ids, int64_t count, float *out) {
     int64_t groups = (columns + GROUP - 1) / GROUP, block_bytes = bits == 8 ? 512 : 256, offset = bits == 8 ? 128 : 8;
     if (bits != 8 && bits != 4) return BAD_ARGUMENT;
     for (int64_t i = 0; i < count; i++, out += columns) {
+        if (ids[i] < 0 || ids[i] >= rows) return BAD_ARGUMENT;
         const uint8_t *block = codes + ids[i] / LANES * groups * block_bytes + ids[i] % LANES * 4;
         const uint16_t *scale = scales + ids[i] / LANES * groups * LANES + ids[i] % LANES;
         for (int64_t k = 0; k < columns; k++) {

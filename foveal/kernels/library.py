@@ -106,7 +106,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "foveal_get_threads": (),
         "foveal_set_threads": (number,),
         "foveal_pack": (pointer, number, number, count, count, count, pointer, pointer),
-        "foveal_take_rows": (number, pointer, pointer, count, pointer, count, pointer),
+        "foveal_take_rows": (number, pointer, pointer, count, count, pointer, count, pointer),
         "foveal_quantise_rows": (pointer, pointer, real, count, count, count, pointer, pointer, pointer),
         "foveal_matmul": (
             number, pointer, pointer, pointer, pointer, count, count, pointer, pointer, pointer, count, pointer, pointer, count,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveal.kernels import Packed
-from foveal.kernels.arrays import TYPES, Array, dense, empty, facts
+from foveal.kernels.arrays import TYPES, Array, dense, dense_rows, empty, facts
 from foveal.kernels.library import done, native
 
 _KINDS = ("float32", "bfloat16", "uint16", "int8")
@@ -92,7 +92,7 @@ class Step:
                 "an even H up to 256 are needed"
             )
         self.hidden, self.kv_heads, self.head_dim = layers[0].q.columns, kv_heads, head_dim
-        self._kept = list(layers)
+        self._kept = list(layers)  # the addresses below are theirs
         self._layers = (_Layer * len(layers))(*(self._lay_out(layer, heads) for layer in layers))
         inner = max(layer.gate.rows for layer in layers)
         self._decoder = _Decoder(len(layers), self.hidden, inner, heads, kv_heads, head_dim, eps, head_dim**-0.5)
@@ -138,28 +138,19 @@ class Step:
 
     def _place(self, cache: Cached) -> _Cached:
         shape = (len(self._layers), self.kv_heads, int(cache.keys.shape[2]), self.head_dim)
-        at, dtype, strides = _four_axes(cache.keys, "keys", _KINDS, shape)
-        values_at, _, value_strides = _four_axes(cache.values, "values", (dtype,), shape)
+        at, dtype, strides = dense_rows(cache.keys, "keys", _KINDS, shape)
+        values_at, _, value_strides = dense_rows(cache.values, "values", (dtype,), shape)
         if not 0 <= cache.length < shape[2]:
             raise ValueError(f"a cache of {shape[2]} positions holds {cache.length}; one more must fit")
         scales: list[Any] = [None, None]
-        scale_strides = value_scale_strides = (0, 0)
+        scale_strides: tuple[int, ...] = (0, 0)
+        value_scale_strides = scale_strides
         if dtype == "int8":
             if cache.key_scales is None or cache.value_scales is None:
                 raise ValueError("an int8 cache needs key_scales and value_scales")
             shape = (*shape[:3], -(-self.head_dim // 32))
-            scales[0], _, scale_strides = _four_axes(cache.key_scales, "key_scales", ("float16",), shape)
-            scales[1], _, value_scale_strides = _four_axes(cache.value_scales, "value_scales", ("float16",), shape)
+            scales[0], _, scale_strides = dense_rows(cache.key_scales, "key_scales", ("float16",), shape)
+            scales[1], _, value_scale_strides = dense_rows(cache.value_scales, "value_scales", ("float16",), shape)
         if (strides, scale_strides) != (value_strides, value_scale_strides):
             raise ValueError(f"keys and values have strides {strides} and {value_strides}; they must be alike")
         return _Cached(at, values_at, *scales, TYPES[dtype], *strides, *scale_strides, cache.length)
-
-
-def _four_axes(x: Array, what: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, str, tuple[int, int]]:
-    """Return address, dtype and the strides of the first two axes; the last two must be dense."""
-    address, dtype, strides = facts(x, what, dtypes, 4)
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}; {shape} is needed")
-    if (shape[3] > 1 and strides[3] != 1) or (shape[2] > 1 and strides[2] != shape[3]):
-        raise ValueError(f"{what} has strides {tuple(strides)}; the last two axes must be contiguous")
-    return address, dtype, (int(strides[0]), int(strides[1]))

@@ -29,7 +29,8 @@ class DecodeStep:
         assert isinstance(attention, Attention)
         head_dim, eps = attention.head_dim, _norm(layers[0], "input_layernorm").eps
         heads, kv_heads = (_packed(attention, name).rows // head_dim for name in ("q_proj", "k_proj"))
-        self._step = Step([_weights(x) for x in layers], heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=eps)
+        self.weights = [_weights(layer) for layer in layers]
+        self._step = Step(self.weights, heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=eps)
 
     def __call__(self, x: Tensor, tables: Tables, caches: Sequence[KVCache]) -> bool:
         """Run x (T, D) in place, one row a cache, which it fills. Return False, with nothing done, where that cannot be."""

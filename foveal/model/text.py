@@ -130,8 +130,8 @@ class TextModel(nn.Module):
             raise ValueError(f"{len(batch.lengths)} sequences need as many caches, not {len(caches)} caches")
         for cache, n in zip(caches or (), batch.lengths, strict=False):
             cache.reserve(n)
-        single = caches is not None and vision is None and all(n == 1 for n in batch.lengths)
-        if not (single and self.step is not None and caches and self.step(x, tables, caches)):
+        single = self.step is not None and vision is None and all(n == 1 for n in batch.lengths)
+        if not (single and self.step and caches and self.step(x, tables, caches)):
             for i, layer in enumerate(self.layers):
                 x = layer(x, tables, batch.lengths, caches)
                 if vision is not None and i in self.tap_of_layer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,10 @@ from hypothesis import strategies as st
 from foveal import kernels
 from foveal.errors import FovealError
 from foveal.kernels import oracle
+from tests.kernel_paths import each_path
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason=f"no native kernels: {kernels.reason()}")
-PATHS = kernels.paths() if kernels.available() else ["portable"]
+pytestmark = each_path
 BITS = (8, 4)
-
-
-@pytest.fixture(params=PATHS, autouse=True)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    kernels.use_path(request.param)
-    kernels.set_threads(2)
-    yield request.param
-    kernels.use_path(None)
 
 
 def normal(*shape: int, seed: int = 0) -> Any:

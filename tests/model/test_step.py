@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,21 +15,14 @@ from foveal.batch import Batch
 from foveal.errors import FovealError
 from foveal.kernels.step import Cached, Step
 from foveal.model import KVCache, Qwen3VL
+from foveal.model.paged import KVPool, PagedCache, PagedCaches
 from foveal.model.quantize import quantize
-from foveal.model.step import decode_step
+from foveal.model.step import DecodeStep, decode_step
+from tests.kernel_paths import each_path
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+pytestmark = each_path
 DENSE = [name for name, config in CONFIGS.items() if config.text.moe is None]
-PATHS = kernels.paths() if kernels.available() else ["portable"]
-
-
-@pytest.fixture(params=PATHS, autouse=True)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    kernels.use_path(request.param)
-    kernels.set_threads(2)
-    yield request.param
-    kernels.use_path(None)
 
 
 def decoded(model: Qwen3VL, dtype: torch.dtype = torch.bfloat16, steps: int = 3) -> tuple[Tensor, list[Tensor]]:
@@ -101,6 +94,69 @@ def test_watched_layers_are_called_one_by_one() -> None:
     assert len(seen) == 0
 
 
+@pytest.mark.parametrize("blocks", [(3, 4, 5), (4, 0, 2)])
+@torch.inference_mode()
+def test_over_a_pool_of_blocks(blocks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks in a row are a view and take one call; scattered ones go layer by layer; both say what a plain cache says."""
+    model = quantize(new_model(CONFIGS["dense-tied"]), 8)
+    text, sequence = model.config.text, new_sequence([], model.config.vision.spatial_merge_size)
+    shape = (text.num_hidden_layers, text.num_key_value_heads, text.head_dim)
+    pool = KVPool(*shape, num_blocks=8, block_size=16, dtype=torch.bfloat16, device="cpu")
+    paged, plain = PagedCache(pool, blocks), KVCache(*shape, dtype=torch.bfloat16, device="cpu")
+    length = len(sequence)
+    assert length + 3 <= paged.capacity
+    did: list[bool] = []
+    step = model.language_model.step
+    assert step is not None
+
+    def watched(*args: Any) -> bool:
+        did.append(step(*args))
+        return did[-1]
+
+    monkeypatch.setattr(model.language_model, "step", watched)
+    assert torch.equal(model(Batch.pack([sequence]), PagedCaches([paged], [length])), model(Batch.pack([sequence]), [plain]))
+    for i in range(3):
+        batch = Batch.step([5 + i], [sequence.next_position + i])
+        assert torch.equal(model(batch, PagedCaches([paged], [1])), model(batch, [plain]))
+    assert did == [blocks == (3, 4, 5), True] * 3
+
+
+@torch.inference_mode()
+def test_an_8_bit_cache() -> None:
+    """One layer over a filled int8 cache, against the same kernels called one by one."""
+    model = quantize(new_model(CONFIGS["dense-tied"]), 8)
+    assert isinstance(model.language_model.step, DecodeStep)
+    layer, config = model.language_model.step.weights[1], model.config.text
+    heads, groups, dim, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.hidden_size
+    step = Step([layer], heads=heads, kv_heads=groups, head_dim=dim, eps=1e-6)
+    lengths = (5, 70)
+    kept = []
+    for length in lengths:
+        keys, key_scales = kernels.quantise_cache(torch.randn(1, groups, length + 1, dim))
+        values, value_scales = kernels.quantise_cache(torch.randn(1, groups, length + 1, dim))
+        kept.append((keys, values, key_scales, value_scales))
+    x, angle = torch.randn(2, size), torch.rand(2, dim // 2)
+    cos, sin = angle.cos(), angle.sin()
+    expected, stores = x.clone(), [tuple(part.clone() for part in parts) for parts in kept]
+    a = kernels.rms_quantise(x, layer.input_norm, 1e-6)
+    q = kernels.turn(kernels.matmul(a, layer.q).view(2, heads, dim), layer.q_norm, 1e-6, cos, sin)
+    k = kernels.turn(kernels.matmul(a, layer.k).view(2, groups, dim), layer.k_norm, 1e-6, cos, sin)
+    v = kernels.matmul(a, layer.v).view(2, groups, dim)
+    seen = []
+    for i, (length, (keys, values, key_scales, value_scales)) in enumerate(zip(lengths, stores, strict=True)):
+        for codes, scales, new in ((keys, key_scales, k[i]), (values, value_scales, v[i])):
+            codes[0, :, length], scales[0, :, length] = kernels.quantise_cache(new.contiguous())
+        seen.append(kernels.attend(q[i], keys[0], values[0], key_scales=key_scales[0], value_scales=value_scales[0]).flatten())
+    expected = kernels.matmul(torch.stack(seen), layer.o) + expected
+    inner = kernels.swiglu(kernels.rms_quantise(expected, layer.post_norm, 1e-6), layer.gate, layer.up)
+    expected = kernels.matmul(inner, layer.down) + expected
+
+    step(x, cos, sin, [Cached(*parts[:2], length, *parts[2:]) for parts, length in zip(kept, lengths, strict=True)])
+    assert torch.equal(x, expected)
+    for ours, theirs in zip(kept, stores, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_a_mixture_of_experts_has_no_step() -> None:
     assert quantize(new_model(CONFIGS["moe"]), 8).language_model.step is None
     assert decode_step(new_model(CONFIGS["dense-tied"]).language_model) is None
@@ -110,7 +166,8 @@ def test_a_mixture_of_experts_has_no_step() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     model = quantize(new_model(CONFIGS["dense-tied"]), 8)
     text = model.language_model
-    layers = text.step._step._kept  # type: ignore[union-attr]
+    assert isinstance(text.step, DecodeStep)
+    layers = text.step.weights
     config = model.config.text
     heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads, "head_dim": config.head_dim}
     with pytest.raises(ValueError, match="one layer or more"):
