@@ -7,9 +7,13 @@ FovealError (a ValueError)      something the caller can put right
 ├── MediaError                  a picture or clip that cannot be read, or exceeds a limit
 ├── PromptError                 messages, placeholders and media that do not belong together
 │   └── ContextError            a prompt that does not fit the model's context
+├── CapacityError               a request that the engine's memory can never hold; the message has the numbers
+├── BusyError                   a queue that is full: the request may be sent again later
 ├── DataError                   a file or line of training data that cannot be used; the message begins with its place
 ├── DivergenceError             a training run whose loss is not finite or ran away; names the step, the batch, the checkpoint
 └── MissingDependency           an optional package is needed; the message names the install command
+
+EngineError (a RuntimeError)    a step of the engine that failed, or an engine that was closed, under a running request
 
 Anything else that escapes is a bug in foveal. Messages say what was found, what was needed and what to do.
 """
@@ -41,6 +45,18 @@ class PromptError(FovealError):
 
 class ContextError(PromptError):
     """A prompt that does not fit the model's context."""
+
+
+class CapacityError(FovealError):
+    """A request that the engine's memory can never hold; the message has the numbers."""
+
+
+class BusyError(FovealError):
+    """A queue that is full; the request may be sent again later."""
+
+
+class EngineError(RuntimeError):
+    """A step that failed, or an engine that was closed, while a request was running. `__cause__` is why."""
 
 
 class DataError(FovealError):

@@ -45,11 +45,7 @@ def run_check(
             except DataError as error:
                 report.bad.append(str(error))
                 continue
-            found = check([source], reader, lambda place: line(f"reading {place}"))
-            for whole, part in ((report.lengths, found.lengths), (report.learned, found.learned), (report.bad, found.bad)):
-                whole += part  # type: ignore[operator]
-            report.tokens += found.tokens
-            report.media += found.media
+            check([source], reader, lambda place: line(f"reading {place}"), report)
     if plot is not None:
         figure = plots.new_figure(6.4, 3.6)
         plots.draw_lengths(figure, report.lengths, report.learned, reader.max_tokens)

@@ -26,8 +26,6 @@ from foveal.engine.blocks import BlockPool, PrefixKeys
 from foveal.engine.memory import Memory, plan_memory
 from foveal.engine.metrics import Metrics
 from foveal.engine.request import (
-    BusyError,
-    CapacityError,
     Delta,
     Job,
     Request,
@@ -38,6 +36,7 @@ from foveal.engine.request import (
 from foveal.engine.runner import Runner, Work
 from foveal.engine.scheduler import Scheduler
 from foveal.engine.vision import VisionCache, VisionStage, digest
+from foveal.errors import BusyError, CapacityError, EngineError
 from foveal.generate import Pipeline
 from foveal.model.paged import KVPool
 from foveal.reply import FinishReason, Piece, ReplyStream
@@ -48,15 +47,12 @@ __all__ = [
 ]  # fmt: skip
 
 
-class EngineError(RuntimeError):
-    """A step that failed, or an engine that was closed, while a request was running. `__cause__` is why."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """How an engine works. None of it changes what is said.
 
     memory_bytes: of the whole process; None is what is free, less a margin. num_blocks: decides instead, for tests.
+    vision_bytes: of vision tokens kept for later; None is a share of the memory. block_size: tokens a block.
     max_running: replies in a batch. max_waiting: requests that may wait; more are refused. step_tokens: rows of prompts a step
     reads at most. slowdown: how many times longer than undisturbed a decoding step may take; None does not look at the clock.
     speculation: "auto" guesses while it pays, "always" whether or not. workers: threads that read media.

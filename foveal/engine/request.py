@@ -14,7 +14,7 @@ import numpy as np
 
 from foveal.engine.blocks import PrefixKeys
 from foveal.engine.speculate import Speculation
-from foveal.errors import FovealError, PromptError
+from foveal.errors import PromptError
 from foveal.generate import Answer, Stats
 from foveal.model.paged import KVPool, PagedCache
 from foveal.processor import Request as Prompt
@@ -23,14 +23,6 @@ from foveal.sampler import Sampler, Sampling
 from foveal.sequence import Window
 
 MOST_SAMPLES, MOST_ALTERNATIVES = 64, 20
-
-
-class CapacityError(FovealError):
-    """A request that the engine's memory can never hold; the message has the numbers."""
-
-
-class BusyError(FovealError):
-    """A queue that is full; the request may be sent again later."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,8 +58,10 @@ class Pace:
             return self._decode.get(rows)
         below = max((n for n in self._decode if n < rows), default=None)
         above = min((n for n in self._decode if n > rows), default=None)
-        if below is None or above is None:
-            return self._decode[below if above is None else above]  # type: ignore[index]
+        if below is None:
+            return None if above is None else self._decode[above]
+        if above is None:
+            return self._decode[below]
         share = (rows - below) / (above - below)
         return self._decode[below] * (1 - share) + self._decode[above] * share
 

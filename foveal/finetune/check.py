@@ -43,9 +43,15 @@ class Report:
         }  # fmt: skip
 
 
-def check(sources: Iterable[Source], reader: SampleReader, seen: Callable[[str], None] = lambda place: None) -> Report:
-    """Read every record of every source; `seen` is told each place before it is read."""
-    report = Report()
+def check(
+    sources: Iterable[Source], reader: SampleReader, seen: Callable[[str], None] = lambda place: None,
+    report: Report | None = None,
+) -> Report:  # fmt: skip
+    """Read every record of every source, and return what was found, with what `report` holds already.
+
+    seen: told each place before it is read.
+    """
+    report = Report() if report is None else report
     for source in sources:
         for index in range(len(source)):
             seen(str(source.place(index)))

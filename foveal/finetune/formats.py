@@ -88,8 +88,9 @@ class _Shelf:
         return {"type": kind, kind: self.media[kind][at]} if at < len(self.media[kind]) else {"type": kind}
 
     def require_empty(self) -> None:
-        for kind, name in (("image", "pictures"), ("video", "clips")):
-            wanted, given = self.wanted[kind], len(self.media[kind])  # type: ignore[index]
+        names: dict[Kind, str] = {"image": "pictures", "video": "clips"}
+        for kind, name in names.items():
+            wanted, given = self.wanted[kind], len(self.media[kind])
             if wanted != given:
                 raise DataError(
                     f"the messages have {wanted} {kind} placeholder{'s' * (wanted != 1)} but the record names {given} {name}; "

@@ -92,7 +92,7 @@ class Tuner:
                 if self.step % settings.save_every == 0:
                     self.save()
         finally:
-            stream.close()  # type: ignore[attr-defined]  # a generator's
+            stream.close()
         finished = not self._stopping or self.share >= 1
         unheard = finished and bool(self.eval_sources) and not self.log.has_evaluation(self.step)
         if unheard:

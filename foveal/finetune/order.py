@@ -6,7 +6,7 @@ batches, which are shuffled again: samples of like length are attended to togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -89,7 +89,7 @@ class Stream:
         self.size = sum(draws(sources))
         self.total = None if epochs is None else max(1, round(epochs * self.size))
 
-    def start(self, cursor: Cursor) -> Iterator[Packed]:
+    def start(self, cursor: Cursor) -> Generator[Packed, None, None]:
         """Yield what comes after a cursor. Raise DataError when a whole epoch holds nothing that can be learned from."""
         nothing = cursor.window == 0  # in the epoch so far, if it was seen from its beginning
         with ThreadPoolExecutor(self.workers, "read") as pool:

@@ -72,12 +72,6 @@ class PagedCache(KVCache):
         self.extend(blocks)
         return old
 
-    def shorten(self, count: int) -> list[int]:
-        """Keep the first `count` blocks; return the others."""
-        rest, kept = self.blocks[count:], self.blocks[:count]
-        self.replace(kept)
-        return rest
-
     def reserve(self, tokens: int) -> None:
         """Check that there is room for `tokens` more; a pool's blocks are handed out before a step, not in it."""
         if self.length + tokens > self.capacity:

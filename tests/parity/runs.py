@@ -70,3 +70,12 @@ def run(name: str, scene: str) -> Run:
         with Recorder(both.theirs.get_submodule("model"), names) as theirs:
             reference_logits = both.theirs(**model_inputs(sequence, media, config)).logits[0]
     return Run(config, media, sequence, ours, theirs, logits, reference_logits)
+
+
+def compare_gradients(stage: str, ours: Qwen3VL, theirs: nn.Module) -> None:
+    """Compare the gradient of every parameter; the reference keeps experts transposed."""
+    named = dict(theirs.named_parameters())
+    for key, parameter in ours.named_parameters():
+        expected = named[key if key.startswith("lm_head") else f"model.{key}"].grad
+        assert parameter.grad is not None and expected is not None, key
+        WORST.compare(stage, parameter.grad, expected.transpose(1, 2) if ".experts." in key else expected)

@@ -15,7 +15,7 @@ from foveal.finetune.labels import IGNORE
 from foveal.finetune.loss import answer_loss
 from foveal.finetune.prepare import recompute_activations
 from tests.parity.reference import model_inputs, new_reference
-from tests.parity.runs import WORST
+from tests.parity.runs import compare_gradients
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
 
@@ -39,13 +39,7 @@ def test_a_packed_step(name: str) -> None:
     loss = answer_loss(ours, samples, "token", 4)
     loss.backward()
     assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
-    named = dict(theirs.named_parameters())
-    for key, parameter in ours.named_parameters():
-        expected = named[key if key.startswith("lm_head") else f"model.{key}"].grad
-        assert parameter.grad is not None and expected is not None, key
-        WORST.compare(
-            "9 gradients of a fine-tuning step", parameter.grad, expected.transpose(1, 2) if ".experts." in key else expected
-        )
+    compare_gradients("9 gradients of a fine-tuning step", ours, theirs)
 
 
 def test_balance() -> None:
