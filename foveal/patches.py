@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,13 +31,18 @@ class Budget:
     image: tokens of one picture (released default 64..16384; down to 4 when asked).
     clip: tokens of a whole clip over all its frame pairs (released default 2..12288).
     frame: when given, tokens of one frame pair instead (the per-frame mode of qwen-vl-utils, 128..768), within `clip`.
+    single: when given, the most tokens that one frame, not a pair, may have within `clip` (a checkpoint's own
+        `cap_pixels_per_frame`); a clip of few frames then does not spend the whole budget on them.
     """
 
     image: tuple[int, int] = (64, 16384)
     clip: tuple[int, int] = (2, 12288)
     frame: tuple[int, int] | None = None
+    single: int | None = None
 
     def __post_init__(self) -> None:
+        if self.single is not None and self.single < 1:
+            raise PromptError(f"a frame may have at most {self.single} tokens; expected 1 or more")
         for name in ("image", "clip", "frame"):
             pair = getattr(self, name)
             if pair is None:
@@ -126,7 +132,14 @@ def smart_resize(height: int, width: int, *, factor: int, min_tokens: int, max_t
 
 
 def smart_resize_clip(
-    num_frames: int, height: int, width: int, *, factor: int, temporal_patch_size: int, min_tokens: int, max_tokens: int
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    factor: int,
+    temporal_patch_size: int,
+    min_tokens: int,
+    max_tokens: int | Fraction,
 ) -> tuple[int, int]:
     """Choose the size of all frames of a clip; the budget is of the whole clip, T*H*W.
 
@@ -166,7 +179,13 @@ def target_size(num_frames: int, height: int, width: int, kind: str, vision: Vis
         # little above the minimum, so that the two never cross.
         share = max(min(budget.frame[1], high / math.ceil(n / pair)), budget.frame[0] * 1.05)
         return smart_resize(height, width, factor=vision.factor, min_tokens=budget.frame[0], max_tokens=share)
-    return smart_resize_clip(n, height, width, factor=vision.factor, temporal_patch_size=pair, min_tokens=low, max_tokens=high)
+    most: int | Fraction = high
+    if budget.single is not None:
+        # Source: transformers 5.23 `models/qwen3_vl/video_processing_qwen3_vl.py::resize`, which floors in pixels.
+        area = vision.factor**2
+        each = max(min(budget.single * area, high * pair * area // n), int(low * pair * area * 1.05))
+        most = Fraction(each * n, pair * area)
+    return smart_resize_clip(n, height, width, factor=vision.factor, temporal_patch_size=pair, min_tokens=low, max_tokens=most)
 
 
 def resize(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -21,7 +21,8 @@ IMAGE_FILE, VIDEO_FILE, SHARED_FILE = "preprocessor_config.json", "video_preproc
 _SECTIONS = {IMAGE_FILE: "image_processor", VIDEO_FILE: "video_processor"}
 _SAMPLING = ("fps", "num_frames", "min_frames", "max_frames")
 _READ = ("size", "min_pixels", "max_pixels", "patch_size", "merge_size", "temporal_patch_size", "do_resize", "do_rescale",
-         "do_normalize", "resample", "rescale_factor", "image_mean", "image_std", *_SAMPLING)  # fmt: skip
+         "do_normalize", "resample", "rescale_factor", "image_mean", "image_std", "cap_pixels_per_frame",
+         "max_video_tokens", *_SAMPLING)  # fmt: skip
 
 
 def read_preprocessors(directory: Path, vision: VisionConfig) -> tuple[VisionConfig, Budget]:
@@ -32,20 +33,36 @@ def read_preprocessors(directory: Path, vision: VisionConfig) -> tuple[VisionCon
     (images, image_place), (videos, video_place) = _read(directory, IMAGE_FILE), _read(directory, VIDEO_FILE)
     _check_preprocessor(images, vision, image_place)
     _check_preprocessor(videos, vision, video_place)
-    mean, std = images.get("image_mean"), images.get("image_std")
-    for key, value in (("image_mean", mean), ("image_std", std)):
-        if value is not None and videos.get(key, value) != value:
-            raise CheckpointError(
-                f"{directory}: {key} is {value} for pictures and {videos[key]} for clips; the model has one normalisation"
-            )
-    if mean is not None:
-        vision = replace(vision, image_mean=tuple(map(float, mean)))
-    if std is not None:
-        vision = replace(vision, image_std=tuple(map(float, std)))
+    # A file that says nothing means the released values, which are the vision config's own.
+    mean, std = (_normalisation(directory, key, getattr(vision, key), images, videos) for key in ("image_mean", "image_std"))
+    vision = replace(vision, image_mean=mean, image_std=std)
     return vision, Budget(
         image=_tokens(images, Budget().image, vision.factor**2, image_place),
         clip=_tokens(videos, Budget().clip, vision.factor**2 * vision.temporal_patch_size, video_place),
+        single=_single(videos, video_place),
     )
+
+
+def _normalisation(
+    directory: Path, key: str, default: tuple[float, ...], images: Mapping[str, Any], videos: Mapping[str, Any]
+) -> tuple[float, ...]:
+    """Read a mean or a deviation, which pictures and clips must share, if both are read at all."""
+    said = [tuple(map(float, default if raw.get(key) is None else raw[key])) for raw in (images, videos) if raw]
+    if len(set(said)) > 1:
+        raise CheckpointError(
+            f"{directory}: {key} is {list(said[0])} for pictures and {list(said[1])} for clips; the model has one normalisation"
+        )
+    return said[0] if said else default
+
+
+def _single(videos: Mapping[str, Any], place: str) -> int | None:
+    """Read how many tokens one frame of a clip may have at most, where frames are capped."""
+    cap, most = videos.get("cap_pixels_per_frame"), videos.get("max_video_tokens")
+    if cap not in (None, True, False):
+        raise CheckpointError(f"{place}: cap_pixels_per_frame is {cap!r}; expected true or false")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise CheckpointError(f"{place}: max_video_tokens is {most!r}; expected a number of tokens")
+    return (most or 768) if cap else None
 
 
 def has_preprocessors(directory: Path) -> bool:

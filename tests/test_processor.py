@@ -361,6 +361,24 @@ def test_normalisation_reaches_the_vision_config(own: Path) -> None:
     edit(own / "video_preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
     with pytest.raises(CheckpointError, match=r"for pictures and .* for clips; the model has one normalisation"):
         Processor.from_checkpoint(own)
+    edit(own / "preprocessor_config.json", image_mean=None, image_std=None)  # which means the released 0.5
+    edit(own / "video_preprocessor_config.json", image_std=None)
+    assert Processor.from_checkpoint(own).config.vision.image_mean == (0.5, 0.5, 0.5)
+    edit(own / "video_preprocessor_config.json", image_mean=[0.1, 0.5, 0.5])
+    with pytest.raises(CheckpointError, match=r"image_mean is \[0\.5, .* for pictures and \[0\.1, .* for clips"):
+        Processor.from_checkpoint(own)
+
+
+def test_a_checkpoint_s_own_cap_on_frames(own: Path) -> None:
+    whole = Processor.from_checkpoint(own).ask("?", [clip(4, 80, 80)])
+    edit(own / "video_preprocessor_config.json", cap_pixels_per_frame=True, max_video_tokens=9)
+    capped = Processor.from_checkpoint(own)
+    assert capped.budget.single == 9
+    assert capped.ask("?", [clip(4, 80, 80)]).patches[0].grids == ((6, 6),) * 2 != whole.patches[0].grids
+    for changes in ({"max_video_tokens": 0}, {"max_video_tokens": 9, "cap_pixels_per_frame": "yes"}):
+        edit(own / "video_preprocessor_config.json", **changes)
+        with pytest.raises(CheckpointError, match=r"expected (a number of tokens|true or false)"):
+            Processor.from_checkpoint(own)
 
 
 def test_a_checkpoint_s_own_clip_sampling(own: Path) -> None:

@@ -75,16 +75,19 @@ def test_pictures_under_the_released_budget(size: tuple[int, int]) -> None:
     _same_picture(_frames(np.random.default_rng(0), 1, *size, "image"), RELEASED, 64, 16384)
 
 
-def _same_clip(frames: Frames, vision: VisionConfig, low: int, high: int) -> tuple[int, int]:
-    """Compare one clip under a budget of low..high tokens over all its frame pairs; return its grid."""
+def _same_clip(frames: Frames, vision: VisionConfig, low: int, high: int, single: int | None = None) -> tuple[int, int]:
+    """Compare one clip under a budget of low..high tokens over all its frame pairs, `single` a frame; return its grid."""
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
     volume = 2 * vision.factor**2
     processor = Qwen3VLVideoProcessor(
-        **processor_options(vision, low * volume, high * volume), do_sample_frames=False, cap_pixels_per_frame=False
+        **processor_options(vision, low * volume, high * volume),
+        do_sample_frames=False,
+        cap_pixels_per_frame=single is not None,
+        max_video_tokens=single or 768,
     )
     theirs = processor(videos=[frames.pixels], return_tensors="pt", input_data_format="channels_last")
-    ours = patchify(frames, vision, Budget(clip=(low, high)))
+    ours = patchify(frames, vision, Budget(clip=(low, high), single=single))
     assert theirs["video_grid_thw"].tolist() == [[len(ours.grids), *ours.grids[0]]], frames.pixels.shape
     difference = (pixel_values(ours, vision) - theirs["pixel_values_videos"]).abs().max()
     assert float(difference) == 0.0, f"{frames.pixels.shape} under {low}..{high} tokens"
@@ -102,7 +105,8 @@ def test_100_clips(seed: int) -> None:
         low = int(rng.integers(1, 20))
         high = low + int(rng.integers(1, 100))
         vision = PATCH_14 if rng.random() < 0.25 else RELEASED
-        sizes.add(_same_clip(_frames(rng, n, height, width, "video"), vision, low, high))
+        single = int(rng.integers(1, 30)) if rng.random() < 0.4 else None
+        sizes.add(_same_clip(_frames(rng, n, height, width, "video"), vision, low, high, single))
     assert len(sizes) > 12
 
 
