@@ -19,8 +19,19 @@ from foveal.prompt import ChatTemplate
 from foveal.sequence import Sequence, build
 from foveal.tokenizer import Tokenizer
 from foveal.train.looks import Look, View, looks
-from foveal.world import CLIP_KINDS, PICTURE_KINDS, QUESTION_KINDS, Difficulty, Item, cell_labels, clip_item, picture_item
-from foveal.world.scene import sample_size
+from foveal.world import (
+    CLIP_KINDS,
+    PICTURE_KINDS,
+    QUESTION_KINDS,
+    Difficulty,
+    Item,
+    Question,
+    cell_labels,
+    clip_item,
+    picture_item,
+)
+from foveal.world.questions import count_questions
+from foveal.world.scene import Scene, sample_size
 
 IGNORE = -100
 NO_BOX = -1.0
@@ -163,11 +174,15 @@ def _parts(objects: np.ndarray, places: np.ndarray, counts: np.ndarray) -> tuple
 
 @dataclass(frozen=True)
 class Mix:
-    """What a stretch of training is fed: pictures of `difficulty`, and a share of clips (of `clips`, where that is given)."""
+    """What a stretch of training is fed: pictures of `difficulty`, and a share of clips (of `clips`, where that is given).
+
+    counts: questions about numbers that every picture gets besides its own.
+    """
 
     difficulty: Difficulty
     clip_share: float = 0.0
     clips: Difficulty | None = None
+    counts: int = 0
 
     def of_one_size(self, seed: int) -> Mix:
         """Fix the size of all pictures, and that of all clips, by a seed."""
@@ -175,7 +190,7 @@ class Mix:
         level, clips = self.difficulty, self.clips or self.difficulty
         picture = sample_size(rng, level.min_side, level.max_side, level.max_ratio)
         clip = sample_size(rng, *clips.clip_side, clips.max_ratio)
-        return Mix(replace(level, size=picture), self.clip_share, replace(clips, size=clip))
+        return Mix(replace(level, size=picture), self.clip_share, replace(clips, size=clip), self.counts)
 
 
 @dataclass
@@ -240,4 +255,17 @@ def make_item(seed: int, mix: Mix, weights: dict[str, float], split: str = "trai
     kinds = CLIP_KINDS if clip else PICTURE_KINDS
     level = mix.clips if clip and mix.clips is not None else mix.difficulty
     level = replace(level, questions=tuple((kind, weights[kind]) for kind in kinds))
-    return clip_item(seed, level, split) if clip else picture_item(seed, level, split)
+    if clip:
+        return clip_item(seed, level, split)
+    item = picture_item(seed, level, split)
+    return replace(item, questions=item.questions + _further_counts(item, mix.counts, rng)) if mix.counts else item
+
+
+def _further_counts(item: Item, most: int, rng: np.random.Generator) -> tuple[Question, ...]:
+    """Draw questions about numbers that were not asked yet; most groups are of one thing, so large ones are likelier."""
+    assert isinstance(item.truth, Scene)
+    asked = {question.names for question in item.questions if question.kind == "count"}
+    pool = [question for question in count_questions(item.truth, rng) if question.names not in asked]
+    size = np.array([len(question.boxes) for question in pool], np.float64)
+    drawn = rng.choice(len(pool), size=min(most, len(pool)), replace=False, p=size / size.sum()) if pool else ()
+    return tuple(pool[i] for i in drawn)

@@ -23,6 +23,7 @@ from foveal.train.data import NO_BOX, QUARTERS, CellTargets
 from foveal.world import CHAR_CLASSES, COLOUR_CLASSES, KIND_CLASSES
 
 BACKGROUND_WEIGHTS = (0.15, 0.15, 0.05)  # of kind, colour and character: most patches show nothing
+MARKS = (4.0, 1.0, 1.0, 1.0, 1.0)  # weights of the marks: counts need every middle
 INTERVALS = 32
 CLASSES = (len(KIND_CLASSES), len(COLOUR_CLASSES), len(CHAR_CLASSES))
 
@@ -52,6 +53,7 @@ class DenseHeads(nn.Module):
         chars = torch.from_numpy(np.concatenate([t.chars for t in targets])).flatten()
         boxes = torch.from_numpy(np.concatenate([t.boxes for t in targets]))
         marks = torch.from_numpy(np.concatenate([t.marks for t in targets]))
+        mark_weights = marks.new_tensor(MARKS)
         has_box = boxes[:, 0] != NO_BOX
         wanted = {"kind": classes[:, 0], "colour": classes[:, 1], "char": chars}
         loss, right = tokens.embeddings.new_zeros((), dtype=torch.float32), {}
@@ -66,7 +68,7 @@ class DenseHeads(nn.Module):
                 loss = loss + F.cross_entropy(said, truth, weight=weight)
                 if level == 0 and bool((shown := truth > 0).any()):
                     right[f"cell_{name}"] = (said.detach().argmax(-1) == truth)[shown].float().mean().item()
-            loss = loss + 2 * F.binary_cross_entropy_with_logits(marked, marks)
+            loss = loss + 2 * F.binary_cross_entropy_with_logits(marked, marks, weight=mark_weights)
             if bool(has_box.any()):
                 # Nearly the plain distance: a square stops pushing while a box is still a tenth of the picture off.
                 loss = loss + 8 * F.smooth_l1_loss(ends[has_box], boxes[has_box], beta=0.02)

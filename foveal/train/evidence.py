@@ -20,20 +20,21 @@ from foveal.model.rope import rotate
 from foveal.model.text import Attention, TextModel
 from foveal.train.data import Example
 from foveal.train.listen import Heard, Listener
-from foveal.train.looks import ANSWER, WORDS, Look
+from foveal.train.looks import AGAIN, ANSWER, WORDS, Look
 
 Tables = tuple[Tensor, Tensor]
 PLACES = 4.0  # weight of the places, in shares of a picture's side, beside the looks
+NUMBERS = 2.0  # weight of the numbers, in logarithms
 
 
 class Evidence(nn.Module):
-    """Reads the attention of two layers, one for a question's words and one for its answer, and says how much is amiss."""
+    """Reads the attention of three layers, one for a question's words and two for its answer, and says how much is amiss."""
 
     def __init__(self, text: TextModel) -> None:
         super().__init__()
         depth = text.config.num_hidden_layers
-        self.layers = {WORDS: depth // 6, ANSWER: depth // 2}
-        self.places = nn.ModuleList(nn.Linear(text.config.hidden_size, 4) for _ in self.layers)  # x, y of two heads
+        self.layers = {WORDS: depth // 6, ANSWER: depth // 2, AGAIN: depth * 2 // 3}
+        self.places = nn.ModuleList(nn.Linear(text.config.hidden_size, 4) for _ in (WORDS, ANSWER))  # x, y of two heads
         self.attention: dict[int, Attention] = {}  # a plain dict: they are the model's, not this module's
         for i in self.layers.values():
             attention = text.layers[i].get_submodule("self_attn")
@@ -41,15 +42,17 @@ class Evidence(nn.Module):
             self.attention[i] = attention
         self.listener = Listener(self.attention)
 
-    def loss(self, examples: Sequence[Example]) -> tuple[Tensor, float]:
-        """Return a () float32 loss for the batch that was just decoded while the listener was on, and how far off places are.
+    def loss(self, examples: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
+        """Return a () float32 loss for the batch that was just decoded while the listener was on, and how far off it is.
 
         The weighted mean over looks of the cross-entropy between equal shares of attention for all parts and what they
         get, less that of equal shares: 0 where the attention is just so. Zero, too, if there are no looks.
-        To it, PLACES times the distance between the places that are read off and those that were looked at.
+        To it, PLACES times the distance between the places that are read off and those that were looked at, and NUMBERS times
+        the mean distance, in logarithms, between numbers and what shares say of them: the cross-entropy hardly minds three
+        things that get as much as four, and the answer is then wrong.
         """
         heard = self.listener.take()
-        losses, weights, start = [], [], 0
+        losses, weights, numbers, start = [], [], [], 0
         for example in examples:
             stretch = slice(start, start + len(example.labels))
             start = stretch.stop
@@ -63,10 +66,17 @@ class Evidence(nn.Module):
                         shares = [given[torch.from_numpy(part)].logsumexp(0) for part in look.parts]
                         losses.append(-torch.stack(shares).mean() - math.log(len(shares)))
                         weights.append(look.weight)
+                        if look.counts:
+                            numbers.append(number_off(shares[0], len(shares) - 1))
         if not losses:
-            return torch.zeros(()), 0.0
+            return torch.zeros(()), {}
         off = self._off(examples, heard)
-        return torch.stack(losses) @ torch.tensor(weights) / sum(weights) + PLACES * off, off.item()
+        loss = torch.stack(losses) @ torch.tensor(weights) / sum(weights) + PLACES * off
+        said = {"place": off.item()}
+        if numbers:
+            number = torch.stack(numbers).mean()
+            loss, said["number"] = loss + NUMBERS * number, number.item()
+        return loss, said
 
     def _off(self, examples: Sequence[Example], heard: dict[int, Heard]) -> Tensor:
         """Read places off what both layers' attention adds; return the weighted mean distance, () float32."""
@@ -77,9 +87,9 @@ class Evidence(nn.Module):
                 if look.place is not None:
                     rows[look.layer].append((start + look.row, look))
             start += len(example.labels)
-        for reader, (which, layer) in zip(self.places, self.layers.items(), strict=True):
+        for which, reader in enumerate(self.places):
             if found := rows[which]:
-                added = heard[layer][1][torch.tensor([row for row, _ in found])].float()
+                added = heard[self.layers[which]][1][torch.tensor([row for row, _ in found])].float()
                 said = reader(F.rms_norm(added, added.shape[-1:])).view(len(found), 2, 2)
                 said = said[torch.arange(len(found)), torch.tensor([look.head for _, look in found])]
                 weight = torch.tensor([look.weight for _, look in found])
@@ -87,6 +97,12 @@ class Evidence(nn.Module):
                 total = total + (said - wanted).abs().mean(-1) @ weight
                 share += weight.sum().item()
         return total / max(share, 1e-9)
+
+
+def number_off(reference: Tensor, number: int) -> Tensor:
+    """Measure how far from `number`, in logarithms, the rest of the attention is as a multiple of the reference's log share."""
+    reference = reference.clamp(max=-1e-6)  # all of it would leave nothing to take a logarithm of
+    return (torch.log(-torch.expm1(reference)) - reference - math.log(number)).abs()
 
 
 def log_attention(

@@ -20,7 +20,7 @@ from foveal.tokenizer import Tokenizer
 from foveal.world import Item, Question
 from foveal.world.scene import Box
 
-WORDS, ANSWER = 0, 1  # which of the two layers
+WORDS, ANSWER, AGAIN = 0, 1, 2  # which of the layers
 SINK = 0  # the first row, which is always there
 
 # A place of a clip or a picture: a frame, and a box in pixels.
@@ -32,7 +32,8 @@ class Look:
     """A row of a sequence whose `head` in `layer` should share its attention equally among `parts`, sets of rows.
 
     weight: beside other looks; those of one stretch of an answer weigh as much as one. place: x and y, in 0..1 of the picture,
-    of what is looked at, where that is one place.
+    of what is looked at, where that is one place. counts: the first part is the reference, and what all others get, as a
+    multiple of what it gets, is their number.
     """
 
     layer: int
@@ -41,6 +42,7 @@ class Look:
     parts: tuple[np.ndarray, ...]
     weight: float = 1.0
     place: tuple[float, float] | None = None
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,13 @@ def _counting(words: Mapping[str, int], answer: int, places: list[Place], view: 
     """Yield the looks of a count: the word that names what is counted counts it, and so does the answer, which reads the word.
 
     To count is to look at one token of each thing, and at the first row, whose share, one in n + 1, says how many others
-    there are. Each part weighs as much as two looks: a share that is a tenth off matters little elsewhere; here it is wrong.
+    there are. A share that is a tenth off matters little elsewhere; here it is wrong. So each part weighs, and two heads with
+    keys of their own count in each of three layers: five or six readings of one number.
     """
     parts = (np.array([SINK]), *(view.centre(place) for place in places))
-    for layer, row in (*((WORDS, row) for row in words.values()), (ANSWER, answer)):
-        yield Look(layer, row, 0, parts, weight=2.0 * len(parts))
+    for layer, row in (*((WORDS, row) for row in words.values()), (ANSWER, answer), (AGAIN, answer)):
+        for head in (0, 2):
+            yield Look(layer, row, head, parts, weight=0.5 * len(parts), counts=True)
     for row in words.values():
         yield Look(ANSWER, answer, 1, (np.array([row]),))
 

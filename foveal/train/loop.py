@@ -222,7 +222,8 @@ class Trainer:
             loss = loss + stage.answers * answers
             metrics["loss"] = answers.item()
             if stage.evidence:
-                amiss, metrics["place"] = self.evidence.loss(examples)
+                amiss, said = self.evidence.loss(examples)
+                metrics |= said
                 loss = loss + stage.evidence * amiss
                 metrics["evidence"] = amiss.item()
             self._count(examples, rows, logits.detach().argmax(-1) == labels[rows])

@@ -90,12 +90,12 @@ def stages() -> list[Stage]:
 def further_stages() -> list[Stage]:
     """Return the curriculum of a checkpoint that can see and answer: the world alone, with more numbers, without a teacher."""
     numbers = replace(world(), families=(("shape", 5.0), ("icon", 1.5), ("number", 3.0), ("word", 0.5)))
-    return [Stage(1.0, Mix(numbers, 0.2), 16, answers=1.0, dense=1.0, evidence=0.8, vision=0.4)]
+    return [Stage(1.0, Mix(numbers, 0.12, counts=3), 16, answers=1.0, dense=1.0, evidence=1.5, vision=0.5)]
 
 
 def further_settings(steps: int) -> Settings:
     """Return the settings for `further_stages`: lower rates, or the first steps undo much of what was learned."""
-    return Settings(steps, lr=1.2e-3, muon_lr=0.008)
+    return Settings(steps, lr=6e-4, muon_lr=0.004)
 
 
 def folder_tokenizer(folder: Path, start: Path | None = None) -> Path:

@@ -131,6 +131,23 @@ def _count(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [Question("count", say(rng, "count", s=what), str(len(things)), boxes, names=(name,))]
 
 
+def count_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Ask about every group of a picture: everything, each kind, each colour, and each family where there are several."""
+    everything = ("objects", "things")[int(rng.integers(2))]
+    groups: dict[str, tuple[str, list[Thing]]] = {everything: (everything, list(scene.things))}
+    families = {thing.family for thing in scene.things}
+    for thing in scene.things:
+        named = {plural(thing.kind): plural(thing.kind), f"{thing.colour} things": thing.colour}
+        if len(families) > 1:
+            named |= {f"{thing.family}s": f"{thing.family}s"}
+        for phrase, name in named.items():
+            groups.setdefault(phrase, (name, []))[1].append(thing)
+    return [
+        Question("count", say(rng, "count", s=phrase), str(len(things)), tuple(t.box for t in things), names=(name,))
+        for phrase, (name, things) in groups.items()
+    ]
+
+
 def _box(scene: Scene, rng: np.random.Generator) -> list[Question]:
     found = []
     for thing in scene.things:

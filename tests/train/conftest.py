@@ -22,8 +22,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, Example
     config = mini.config(trained)
     vision = replace(config.vision, depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=48, taps=(0,),
                      tap_layers=(0,))  # fmt: skip
-    text = replace(config.text, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                   num_key_value_heads=1)  # fmt: skip
+    text = replace(config.text, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                   num_key_value_heads=2)  # fmt: skip
     config = replace(config, vision=vision, text=text)
     tokenizer = Tokenizer.from_file(file)
     # Smaller pictures than the embedded model's are not enlarged: tests compute with tokens 32 pixels wide.

@@ -10,6 +10,7 @@ import pytest
 from foveal.config import ModelConfig
 from foveal.train.data import IGNORE, NO_BOX, ExampleMaker, Feed, Mix, make_item
 from foveal.world import CHAR_CLASSES, CLIP_KINDS, KIND_CLASSES, QUESTION_KINDS, Difficulty, clip_item, picture_item
+from foveal.world.phrases import plural
 
 Tiny = tuple[ModelConfig, ExampleMaker]
 
@@ -79,6 +80,22 @@ def test_a_mix_is_decided_by_its_seed(tiny: Tiny) -> None:
     clips = [item for item in items if item.kind == "video"]
     assert 10 <= len(clips) <= 30
     assert {q.kind for item in clips for q in item.questions} <= set(CLIP_KINDS)
+
+
+def test_pictures_get_further_counts() -> None:
+    weights = dict.fromkeys(QUESTION_KINDS, 1.0)
+    for seed in range(30):
+        plain, more = (make_item(seed, Mix(Difficulty(), 0.3, counts=n), weights) for n in (0, 3))
+        asked, further = more.questions[: len(plain.questions)], more.questions[len(plain.questions) :]
+        assert asked == plain.questions
+        assert (not further) if more.kind == "video" else len(further) <= 3
+        counted = [question.names for question in more.questions if question.kind == "count"]
+        assert len(set(counted)) == len(counted)
+        for question in further:
+            (name,) = question.names
+            group = [t for t in more.things if name in ("objects", "things", plural(t.kind), t.colour, f"{t.family}s")]
+            assert question.kind == "count" and question.answer == str(len(group))
+            assert set(question.boxes) == {thing.box for thing in group}
 
 
 def test_a_batch_holds_two_sizes_at_most_and_pictures_come_first(tiny: Tiny) -> None:

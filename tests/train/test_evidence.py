@@ -12,8 +12,8 @@ from foveal.batch import Batch
 from foveal.config import ModelConfig
 from foveal.model import Qwen3VL
 from foveal.train.data import Example, ExampleMaker
-from foveal.train.evidence import Evidence, log_attention
-from foveal.train.looks import ANSWER, SINK, WORDS, Look
+from foveal.train.evidence import Evidence, log_attention, number_off
+from foveal.train.looks import AGAIN, ANSWER, SINK, WORDS, Look
 from foveal.train.loop import answer_shares
 from foveal.world import Difficulty, clip_item, picture_item
 
@@ -44,18 +44,21 @@ def test_looks_go_to_the_things(tiny: Tiny, seed: int) -> None:
         words = [look for look in found if look.layer == WORDS]
         answers = [look for look in found if look.layer == ANSWER]
         counted = question.kind == "count"
+        counting = {(look.layer, look.head, look.row) for look in found if look.counts}
         for look, name, box in zip(words, question.names, question.boxes, strict=False):
             said = b"".join(maker.tokenizer.token_bytes(int(i)) for i in example.sequence.token_ids[: look.row + 1]).decode()
             assert said.endswith(name)
             if not counted:
                 assert len(look.parts) == 1 and len(look.parts[0]) and all(inside(row, box) for row in look.parts[0])
-        assert len(words) == len(question.names)
+        assert len(words) == len(question.names) * (2 if counted else 1) and bool(counting) == counted
         if counted:
-            # The word counts, and so does the answer, which looks at the word as well.
-            (word,) = words
-            asked_word, answer = sorted(answers, key=lambda look: -look.head)
-            assert (asked_word.head, answer.head) == (1, 0) and [part.tolist() for part in asked_word.parts] == [[word.row]]
-            for look in (word, answer):
+            # The word counts with two heads, and so does the answer, in two layers; it looks at the word as well.
+            (word,), (answer,) = {look.row for look in words}, {look.row for look in answers}
+            counted_by = ((WORDS, word), (ANSWER, answer), (AGAIN, answer))
+            assert counting == {(layer, head, row) for layer, row in counted_by for head in (0, 2)}
+            (asked_word,) = [look for look in answers if not look.counts]
+            assert asked_word.head == 1 and [part.tolist() for part in asked_word.parts] == [[word]]
+            for look in (look for look in found if look.counts):
                 assert len(look.parts) == 1 + int(question.answer) and look.parts[0].tolist() == [SINK]
                 for part, box in zip(look.parts[1:], question.boxes, strict=True):
                     assert len(part) == 1 and inside(int(part[0]), box)
@@ -132,7 +135,7 @@ def test_it_is_learned(tiny: Tiny) -> None:
     examples = [maker(picture_item(seed, Difficulty(size=(96, 128)))) for seed in range(4)]
     evidence.listener.on = True
     optimiser = torch.optim.Adam([*model.parameters(), *evidence.parameters()], 3e-3)
-    losses, places = [], []
+    losses, said = [], []
     for _ in range(30):
         vision = model.encode([e.patches for e in examples])
         model(Batch.pack([e.sequence for e in examples], vision))
@@ -141,9 +144,17 @@ def test_it_is_learned(tiny: Tiny) -> None:
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-        places.append(off)
+        said.append(off)
     assert losses[-1] < 0.5 * losses[0]
-    assert places[-1] < 0.6 * places[0]
+    assert said[-1]["place"] < 0.6 * said[0]["place"]
+    assert said[-1]["number"] < 0.5 * said[0]["number"]
+
+
+@pytest.mark.parametrize(("share", "number", "off"), [(1 / 4, 3, 0.0), (1 / 4, 6, math.log(2)), (1 / 7, 3, math.log(2))])
+def test_a_share_says_a_number(share: float, number: int, off: float) -> None:
+    reference = torch.tensor(math.log(share))
+    assert number_off(reference, number).item() == pytest.approx(off, abs=1e-6)
+    assert number_off(torch.tensor(0.0), 1).isfinite()
 
 
 def test_answers_weigh_by_the_root_of_their_length() -> None:
