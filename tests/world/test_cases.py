@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from foveal.world.clips import Clip
 from foveal.world.difficulty import WORDS
 from foveal.world.emoji import EMOJI, EMOJI_FACE
 from foveal.world.kinds.scenes import DRAWN
-from foveal.world.lexicon import TEST, TRAIN
+from foveal.world.lexicon import TEST, TRAIN, Lexicon
 from foveal.world.outlines import OUTLINES
 from foveal.world.phrases import plural
 from foveal.world.scene import Box, Thing
@@ -25,7 +25,7 @@ from foveal.world.sheet import union
 from foveal.world.splits import material
 from foveal.world.stamps import glyph_stamp
 
-SEEDS = range(14)
+SEEDS = range(12)
 CASES = {(kind, split): [make(kind, seed, split) for seed in SEEDS] for kind in CASE_KINDS for split in ("train", "test")}
 
 
@@ -38,8 +38,7 @@ def asked(kind: str, least: int = 4) -> list[tuple[Case, Question]]:
 def within(item: Item, box: Box) -> list[Thing]:
     """The things that lie in a box, in the order they were drawn."""
     x1, y1, x2, y2 = box
-    inside = lambda b: x1 <= b[0] and y1 <= b[1] and b[2] <= x2 and b[3] <= y2  # noqa: E731
-    return [thing for thing in item.things if inside(thing.box)]
+    return [t for t in item.things if x1 <= t.box[0] and y1 <= t.box[1] and t.box[2] <= x2 and t.box[3] <= y2]
 
 
 def everything() -> Iterator[Case]:
@@ -56,7 +55,7 @@ def everything() -> Iterator[Case]:
         (clip_item, "test", "6358cd81255707f945e5df4ac27e2a7888f61b9d5821aa696cc635e6d7f9ab1b"),
     ],
 )
-def test_the_first_edition_stays_as_it_was(maker, split: str, digest: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_first_edition_stays_as_it_was(maker: Callable[[int, Difficulty, str], Item], split: str, digest: str) -> None:
     """The shipped weights were trained and examined on these items; the digests are those of that day."""
     found = hashlib.sha256()
     for seed in range(12):
@@ -102,7 +101,7 @@ def test_material_of_the_splits_is_disjoint() -> None:
 
 
 def test_what_is_drawn_keeps_to_its_split() -> None:
-    def own(lexicon) -> set[str]:  # type: ignore[no-untyped-def]
+    def own(lexicon: Lexicon) -> set[str]:
         return {*lexicon.words, *(w.lower() for w in (*lexicon.products, *lexicon.first_names, *lexicon.places))}
 
     words = {"train": own(TRAIN) - own(TEST), "test": own(TEST) - own(TRAIN)}
@@ -144,8 +143,8 @@ def test_boxes_are_the_bounds_of_what_is_written() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["receipt_total", "receipt_price", "receipt_shop", "receipt_date", "form_value", "table_cell", "table_extreme", "table_name",
-     "paragraph_title", "screen_value", "screen_beside", "screen_below", "screen_title"],
+    ["receipt_total", "receipt_price", "receipt_shop", "receipt_date", "form_value", "table_cell", "table_extreme",
+     "table_name", "paragraph_title", "screen_value", "screen_beside", "screen_below", "screen_title"],
 )  # fmt: skip
 def test_answers_are_written_where_the_evidence_is(kind: str) -> None:
     for case, question in asked(kind):
@@ -184,7 +183,7 @@ def test_charts_are_as_high_as_their_values() -> None:
         x1, y1, x2, y2 = mark.box
         end = (y1 + y2) / 2 if mark.kind == "point" else x2 if lying else y1
         assert abs(slope * end + start - float(question.answer)) < question.tolerance
-        assert question.question.count(within(item, question.boxes[0])[-1].text) == 1
+        assert next(t for t in within(item, question.boxes[0]) if t.text).text in question.question
         assert (item.object_map[0, y1:y2, x1:x2] == item.things.index(mark)).mean() > 0.5
 
 
@@ -287,9 +286,13 @@ def test_second_turns() -> None:
         elif second.kind == "turns_others":
             assert second.answer == str(len(case.items[0].things) - 1)
         else:
-            centre = lambda box: np.array([box[0] + box[2], box[1] + box[3]]) / 2  # noqa: E731
             rest = [t for t in case.items[0].things if t is not it]
-            assert second.answer == min(rest, key=lambda t: np.linalg.norm(centre(t.box) - centre(it.box))).name
+            assert second.answer == min(rest, key=lambda t: np.linalg.norm(_centre(t) - _centre(it))).name
+
+
+def _centre(thing: Thing) -> np.ndarray:
+    x1, y1, x2, y2 = thing.box
+    return np.array([x1 + x2, y1 + y2]) / 2
 
 
 def test_reasoning_lists_what_is_counted() -> None:
@@ -301,10 +304,8 @@ def test_reasoning_lists_what_is_counted() -> None:
         for (name, x, y), box in zip(places, question.boxes, strict=True):
             (thing,) = [t for t in case.items[0].things if t.box == box]
             assert thing.name == name
-            assert (
-                abs(int(x) * width / 1000 - (box[0] + box[2]) / 2) < 1
-                and abs(int(y) * height / 1000 - (box[1] + box[3]) / 2) < 1
-            )
+            said = np.array([int(x) * width, int(y) * height]) / 1000
+            assert np.abs(said - _centre(thing)).max() < 1
 
 
 def seen(item: Item, number: int) -> np.ndarray:
@@ -316,9 +317,7 @@ def test_events_and_glimpses_are_when_they_are_said_to_be() -> None:
     for kind in ("appear_time", "vanish_time", "glimpse_time"):
         for case, question in asked(kind):
             (item,) = case.items
-            number = next(
-                i for i, t in enumerate(item.things) if t.kind == "code" or (kind, question.names) and _means(question, t, item)
-            )
+            number = next(i for i, thing in enumerate(item.things) if _means(question, thing))
             frames = seen(item, number)
             at = item.times_s[frames[-1] + 1] if kind == "vanish_time" else item.times_s[frames[0]]
             assert question.answer == f"{at:.1f} seconds"
@@ -328,10 +327,9 @@ def test_events_and_glimpses_are_when_they_are_said_to_be() -> None:
         assert thing.text == question.answer and 1 <= len(seen(case.items[0], len(case.items[0].things) - 1)) <= 3
 
 
-def _means(question: Question, thing: Thing, item: Item) -> bool:
-    if not question.names:
-        return False
-    words = question.names[0].split()
+def _means(question: Question, thing: Thing) -> bool:
+    """Whether a thing is what a question about a time is about: what its words say, or the code."""
+    words = question.names[0].split() if question.names else ["code"]
     return all(word in (thing.colour, thing.kind) for word in words)
 
 
@@ -377,7 +375,7 @@ def test_messages() -> None:
 
 
 def test_what_cannot_be_made_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no kind 'recipe'.*receipt"):
+    with pytest.raises(ConfigError, match=r"no kind 'recipe'.*receipt"):
         make("recipe", 0)
     with pytest.raises(ConfigError, match="seed -1"):
         make("receipt", -1)

@@ -27,6 +27,8 @@ def chart(rng: np.random.Generator, material: Material) -> Made:
     long = between(rng, 110, 260)
     values = [round(float(share) * top) if top > 20 else round(float(share) * top, 1) for share in _spread(rng, len(names))]
     lying = layout == "bars"
+    if lying:
+        long = max(long, ticks * (pen.width(str(top)) + pen.px))
     pitch = (
         max(max(map(pen.width, names)) + pen.px, round(2.2 * pen.px)) if not lying else round(pen.px * rng.uniform(2.2, 3.2))
     )
