@@ -40,6 +40,7 @@ OUT = Path(__file__).parent / "figures"
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 PICTURE, CLIP = (ROOT / "assets" / "demo" / name for name in ("picture.png", "clip.mp4"))
 TEXT, IMAGE, VIDEO, INK, PALE = "#9aa5b1", "#2f7fc1", "#d9822b", "#1f2933", "#e4e7eb"
+WORLD_SEEDS = {"emoji": 40, "event": 5}  # of the contact sheet; 1 elsewhere
 AXES = ("#4c956c", "#2f7fc1", "#d9822b")  # time, height, width
 
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.edgecolor": INK, "axes.spines.top": False,
@@ -534,6 +535,52 @@ def finetuning() -> Figure:
     return figure
 
 
+def world() -> Figure:
+    """Show one case of every kind of the generated world, with its evidence boxed, one question and its answer."""
+    import textwrap
+
+    from foveal.world import CASE_KINDS, make
+
+    figure, grid = plt.subplots(4, 4, figsize=(12.4, 13.2))
+    for axes, kind in zip(grid.flat, CASE_KINDS, strict=True):
+        case = make(kind, WORLD_SEEDS.get(kind, 1))
+        question = case.questions[-1] if kind in ("turns", "pictures") else case.questions[0]
+        clip = case.items[0].kind == "video"
+        if clip:
+            pixels = case.items[0].pixels
+            there = question.frames[0] if question.frames else 0
+            numbers = sorted({0, there, len(pixels) // 2, len(pixels) - 1})
+            shown = [(pixels[n], [b for b, f in zip(question.boxes, question.frames, strict=True) if f == n]) for n in numbers]
+        else:
+            places = question.pictures or (0,) * len(question.boxes)
+            shown = [(item.pixels[0], [b for b, place in zip(question.boxes, places, strict=True) if place == n])
+                     for n, item in enumerate(case.items)]  # fmt: skip
+        columns = 2 if len(shown) > 2 else len(shown)
+        height, width = (max(pixels.shape[side] for pixels, _ in shown) + 6 for side in (0, 1))
+        rows = -(-len(shown) // columns)
+        sheet = np.full((rows * height - 6, columns * width - 6, 3), 255, np.uint8)
+        for n, (pixels, boxes) in enumerate(shown):
+            y, x = n // columns * height, n % columns * width
+            sheet[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+            for x1, y1, x2, y2 in boxes:
+                axes.add_patch(
+                    Rectangle((x + x1 - 2, y + y1 - 2), x2 - x1 + 3, y2 - y1 + 3, fill=False, edgecolor="#e0218a", lw=1.6)
+                )
+            if clip:
+                axes.text(x + 3, y + pixels.shape[0] - 4, f"{case.items[0].times_s[numbers[n]]:.1f} s", fontsize=6.5, color=INK,
+                          bbox={"facecolor": "white", "alpha": 0.75, "pad": 0.8, "lw": 0})  # fmt: skip
+        axes.imshow(sheet, interpolation="nearest" if max(sheet.shape) < 300 else "antialiased")
+        bare(axes)
+        axes.set_anchor("N")
+        earlier = f"{case.questions[0].question} {case.questions[0].answer}\n" if kind == "turns" else ""
+        answer = question.answer.removeprefix("```json\n").removesuffix("\n```")
+        lines = [*textwrap.wrap(earlier + question.question, 46), *textwrap.wrap(f"→ {answer}", 46)]
+        axes.set_title(kind, loc="left", fontweight="bold")
+        axes.set_xlabel("\n".join(lines), fontsize=7.5, loc="left")
+    figure.subplots_adjust(hspace=0.42, wspace=0.12, left=0.01, right=0.99, top=0.97, bottom=0.06)
+    return figure
+
+
 DRAWN = (
     architecture,
     shapes,
@@ -547,6 +594,7 @@ DRAWN = (
     embedded_model,
     quantization,
     finetuning,
+    world,
 )
 FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 

@@ -137,4 +137,22 @@ def pack(
     run(directory, model, bits)
 
 
+@app.command
+def world(
+    directory: Annotated[Path, Parameter(help="Folder to write; it must not exist or be empty.")],
+    *,
+    kinds: Annotated[str | None, Parameter(help="Kinds in turn, such as receipt,chart; all by default.")] = None,
+    count: Annotated[int, Parameter(help="Cases to make.")] = 16,
+    seed: Annotated[int, Parameter(help="Seed of the first; the others follow.")] = 0,
+    split: Annotated[str, Parameter(help="test has fonts, words and layouts of its own; any other name trains.")] = "train",
+) -> None:
+    """Write generated pictures and clips with questions and exact answers, as foveal train reads them.
+
+    foveal world receipts --kinds receipt --count 100
+    """
+    from foveal.cli.world import run
+
+    run(directory, kinds, count, seed, split)
+
+
 tuning.register(app)

@@ -1,5 +1,6 @@
 """Generated pictures and clips with exact ground truth, for training and for measuring."""
 
+from foveal.world.cases import CASE_KINDS, Case, make
 from foveal.world.clips import save_clip
 from foveal.world.difficulty import (
     CLIP_KINDS,
@@ -14,10 +15,11 @@ from foveal.world.difficulty import (
 from foveal.world.items import Item, clip_item, picture_item
 from foveal.world.labels import CellLabels, cell_labels
 from foveal.world.questions import Question
-from foveal.world.score import score
+from foveal.world.score import list_f1, score, yes_no_f1
 from foveal.world.stamps import CHAR_CLASSES
 
 __all__ = [
+    "CASE_KINDS",
     "CHAR_CLASSES",
     "CLIP_KINDS",
     "COLOUR_CLASSES",
@@ -26,13 +28,17 @@ __all__ = [
     "PICTURE_KINDS",
     "QUESTION_KINDS",
     "WORDS",
+    "Case",
     "CellLabels",
     "Difficulty",
     "Item",
     "Question",
     "cell_labels",
     "clip_item",
+    "list_f1",
+    "make",
     "picture_item",
     "save_clip",
     "score",
+    "yes_no_f1",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -94,8 +94,11 @@ def _sample_span(rng: np.random.Generator, frames: int, step: int) -> tuple[int,
     return appear, vanish
 
 
-def sample_clip(rng: np.random.Generator, level: Difficulty) -> Clip:
-    """Draw a clip. No two things ever touch, wherever they travel, and no two names are the same."""
+Draw = Callable[[np.random.Generator, Difficulty, Sequence[str], Sequence[Idea]], Idea]
+
+
+def sample_clip(rng: np.random.Generator, level: Difficulty, draw: Draw = sample_idea) -> Clip:
+    """Draw a clip of things that `draw` thinks of. No two ever touch, wherever they travel, and no two names are the same."""
     size = level.size or sample_size(rng, *level.clip_side, level.max_ratio)
     background, colours = sample_background(rng, level.plain_background, level.colours)
     frames = int(rng.integers(level.clip_frames[0], level.clip_frames[1] + 1))
@@ -108,7 +111,7 @@ def sample_clip(rng: np.random.Generator, level: Difficulty) -> Clip:
     for attempt in range(40):
         if len(actors) == wanted:
             break
-        idea = sample_idea(rng, level, colours, ideas)
+        idea = draw(rng, level, colours, ideas)
         if any((idea.kind, idea.colour) == (other.kind, other.colour) for other in ideas):
             continue
         stamp = make_stamp(rng, idea, max(12.0, cap * 0.95**attempt), size, level)
@@ -132,10 +135,14 @@ def sample_clip(rng: np.random.Generator, level: Difficulty) -> Clip:
     return Clip(size, background, tuple(actors), frames, fps)
 
 
-def paint_clip(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield pixels, object map and character map of every frame; see `draw.paint`."""
-    canvas = paint_background(clip.background, clip.size)
-    for frame in range(clip.num_frames):
+def paint_clip(clip: Clip, canvases: Sequence[np.ndarray] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield pixels, object map and character map of every frame; see `draw.paint`.
+
+    Every frame is painted on the clip's background, or on the canvas of its own if they are given.
+    """
+    if canvases is None:
+        canvases = [paint_background(clip.background, clip.size)] * clip.num_frames
+    for frame, canvas in enumerate(canvases):
         shown = [(number, actor.at(frame)) for number, actor in enumerate(clip.actors)]
         yield paint(canvas, [(number, thing) for number, thing in shown if thing is not None])
 

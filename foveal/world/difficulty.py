@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from foveal.errors import ConfigError
 from foveal.world.colours import COLOURS
 from foveal.world.outlines import ICONS, SHAPES
+from foveal.world.stamps import FONTS
 
 SHAPE_KINDS: tuple[str, ...] = tuple(SHAPES)
 ICON_KINDS: tuple[str, ...] = tuple(ICONS)
@@ -37,7 +38,7 @@ class Difficulty:
         size: (height, width) of every picture and clip; None draws each its own within the ranges of sides.
         min_object_px: smallest longer side of a shape or an icon; crowded scenes may go below it, to 12.
         max_object_share: largest longer side, as a share of the picture's shorter side.
-        text_px: height of written digits.
+        text_px: height of written digits; fonts: the faces they are written in.
         families: relative weights of "shape", "icon", "number" and "word".
         counting: share of pictures built around a group to count.
         plain_background: how often the background has no gradient, and how often no noise.
@@ -60,6 +61,7 @@ class Difficulty:
     shapes: tuple[str, ...] = SHAPE_KINDS
     icons: tuple[str, ...] = ICON_KINDS
     words: tuple[str, ...] = WORDS
+    fonts: tuple[str, ...] = FONTS
     families: tuple[tuple[str, float], ...] = (("shape", 6.0), ("icon", 2.0), ("number", 1.0), ("word", 1.0))
     counting: float = 0.4
     plain_background: float = 0.4
@@ -96,7 +98,7 @@ class Difficulty:
         weights = [weight for _, weight in (*self.families, *self.questions)]
         if min(weights, default=0.0) < 0 or not any(weight > 0 for _, weight in self.families):
             raise ConfigError(f"weights {weights}: none may be negative, and one family must be above 0")
-        empty = [what for what in ("colours", "shapes", "icons", "words", "clip_fps") if not getattr(self, what)]
+        empty = [what for what in ("colours", "shapes", "icons", "words", "fonts", "clip_fps") if not getattr(self, what)]
         if empty:
             raise ConfigError(f"{', '.join(empty)}: nothing to choose from; name at least one")
         if self.max_ratio < 1 or self.event_step < 1 or min(self.clip_fps) <= 0:

@@ -22,7 +22,9 @@ class Question:
     """One turn: the question, its answer, and where in the picture (pixels) or the clip (seconds) the evidence is.
 
     names: the words of the question that mean the thing in each box, for the first boxes, or, of a count, the one word that
-        means all of them; frames: of a clip, one a box.
+        means all of them; frames: of a clip, one a box; pictures: of several pictures, the number (from 0) of the one each
+        box is in; thinking: reasoning that leads to the answer, "" if none is given; tolerance: how far off a number may be
+        and still be right, where the kind is scored so.
     """
 
     kind: str
@@ -32,6 +34,9 @@ class Question:
     span_s: tuple[float, float] | None = None
     names: tuple[str, ...] = ()
     frames: tuple[int, ...] = ()
+    pictures: tuple[int, ...] = ()
+    thinking: str = ""
+    tolerance: float = 0.0
 
 
 def references(thing: Thing, things: Sequence[Thing]) -> list[str]:

@@ -12,13 +12,14 @@ import numpy as np
 from foveal.errors import ConfigError
 from foveal.world.colours import PALETTE, far_from
 from foveal.world.difficulty import Difficulty
+from foveal.world.emoji import EMOJI, EMOJI_FACE
 from foveal.world.outlines import ICON_TURN, TURN
-from foveal.world.stamps import FONTS, Stamp, outline_stamp, text_stamp
+from foveal.world.stamps import Stamp, glyph_stamp, outline_stamp, text_stamp
 
 Box = tuple[int, int, int, int]
 
 # Least distance (L*a*b*) between a thing and its background: gray on near-black and pink on pale rose stay legible.
-_CONTRAST = 42.0
+CONTRAST = 42.0
 
 
 @dataclass(frozen=True, eq=False)  # arrays inside: equal means the same one
@@ -89,7 +90,7 @@ def sample_background(rng: np.random.Generator, plain: float, usable: Sequence[s
         if rng.random() < plain:
             tints[1] = tints[0]
         ends = np.clip(tints, 0, 255).round().astype(int)
-        colours = [name for name in far_from(ends, _CONTRAST) if name in usable]
+        colours = [name for name in far_from(ends, CONTRAST) if name in usable]
         if len(colours) >= min(4, len(usable)):
             break
     noise = 0.0 if rng.random() < plain else float(rng.uniform(0, 7))
@@ -107,7 +108,7 @@ class Idea:
     text: str = ""
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str], taken: Sequence[str] = ()) -> str:
+def pick(rng: np.random.Generator, options: Sequence[str], taken: Sequence[str] = ()) -> str:
     """Draw one of `options`, one not yet taken while there is any."""
     free = [option for option in options if option not in taken] or list(options)
     return free[int(rng.integers(len(free)))]
@@ -115,7 +116,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str], taken: Sequence[str]
 
 def _text(rng: np.random.Generator, family: str, level: Difficulty, taken: Sequence[str]) -> str:
     if family == "word":
-        word = _pick(rng, level.words, taken)
+        word = pick(rng, level.words, taken)
         return (word, word.upper(), word.capitalize())[int(rng.integers(3))]
     digits = int(rng.integers(level.number_digits[0], level.number_digits[1] + 1))
     return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
@@ -137,10 +138,10 @@ def sample_idea(rng: np.random.Generator, level: Difficulty, colours: Sequence[s
     family = _family(rng, level, len(texts))
     taken_kinds = [idea.kind for idea in others] if rng.random() < 0.7 else []
     taken_colours = [idea.colour for idea in others] if rng.random() < 0.7 else []
-    colour = _pick(rng, colours, taken_colours)
+    colour = pick(rng, colours, taken_colours)
     if family in ("number", "word"):
         return Idea(family, family, colour, _text(rng, family, level, texts))
-    return Idea(family, _pick(rng, level.shapes if family == "shape" else level.icons, taken_kinds), colour)
+    return Idea(family, pick(rng, level.shapes if family == "shape" else level.icons, taken_kinds), colour)
 
 
 def _counting_ideas(
@@ -150,14 +151,14 @@ def _counting_ideas(
     k = int(rng.integers(1, level.max_objects + 1))
     total = int(rng.integers(max(k, level.min_objects), level.max_objects + 1))
     kinds = level.shapes if family == "shape" else level.icons
-    shared = _pick(rng, colours)
+    shared = pick(rng, colours)
     if rng.random() < 0.6 or len(colours) < 2:
-        group = ("kind", _pick(rng, kinds))
+        group = ("kind", pick(rng, kinds))
         alike = rng.random() < 0.35
-        ideas = [Idea(family, group[1], shared if alike else _pick(rng, colours)) for _ in range(k)]
+        ideas = [Idea(family, group[1], shared if alike else pick(rng, colours)) for _ in range(k)]
     else:
         group = ("colour", shared)
-        ideas = [Idea(family, _pick(rng, kinds), shared) for _ in range(k)]
+        ideas = [Idea(family, pick(rng, kinds), shared) for _ in range(k)]
     for _ in range(50):  # a level with a single kind may have nothing else to add
         if len(ideas) == total:
             break
@@ -174,9 +175,11 @@ def make_stamp(rng: np.random.Generator, idea: Idea, cap_px: float, size: tuple[
         low, high = level.text_px
         tallest = min(high, 0.3 * height, 0.85 * width / (0.75 * len(idea.text)))
         glyph = max(low, round(float(rng.uniform(low, max(low, tallest)))))
-        return text_stamp(idea.text, FONTS[int(rng.integers(len(FONTS)))], glyph)
+        return text_stamp(idea.text, level.fonts[int(rng.integers(len(level.fonts)))], glyph)
     low_px = min(level.min_object_px, cap_px)
     side = math.exp(rng.uniform(math.log(low_px), math.log(max(cap_px, low_px + 1))))
+    if idea.family == "emoji":
+        return glyph_stamp(EMOJI[idea.kind], EMOJI_FACE, side)
     turn = TURN.get(idea.kind, ICON_TURN)
     return outline_stamp(idea.kind, side, float(rng.uniform(-turn, turn)))
 
@@ -202,17 +205,17 @@ def shade(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
     return int(rgb[0]), int(rgb[1]), int(rgb[2])
 
 
-def _place(rng: np.random.Generator, ideas: Sequence[Idea], size: tuple[int, int], level: Difficulty) -> list[Thing] | None:
+def place(rng: np.random.Generator, ideas: Sequence[Idea], size: tuple[int, int], level: Difficulty) -> list[Thing] | None:
     """Give every idea a stamp and a place, smaller at each of a few attempts; None if they do not fit."""
     cap = min(level.max_object_share * min(size), math.sqrt(0.6 * size[0] * size[1] / len(ideas)))
     for attempt in range(10):
         things: list[Thing] = []
         for idea in sorted(ideas, key=lambda idea: not idea.text):  # texts are the widest: place them first
             stamp = make_stamp(rng, idea, max(12.0, cap * 0.85**attempt), size, level)
-            place = find_room(rng, stamp.size, size, [thing.box for thing in things])
-            if place is None:
+            room = find_room(rng, stamp.size, size, [thing.box for thing in things])
+            if room is None:
                 break
-            things.append(Thing(idea.family, idea.kind, idea.colour, shade(rng, idea.colour), stamp, *place, idea.text))
+            things.append(Thing(idea.family, idea.kind, idea.colour, shade(rng, idea.colour), stamp, *room, idea.text))
         if len(things) == len(ideas):
             return [things[i] for i in rng.permutation(len(things))]
     return None
@@ -236,7 +239,7 @@ def sample_scene(rng: np.random.Generator, level: Difficulty) -> Scene:
             ideas = []
             for _ in range(int(rng.integers(level.min_objects, level.max_objects + 1))):
                 ideas.append(sample_idea(rng, level, colours, ideas))
-        things = _place(rng, ideas, size, level)
+        things = place(rng, ideas, size, level)
         if things is not None:
             return Scene(size, background, tuple(things), group)
     raise ConfigError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 
 from foveal.world.questions import Question
 
 Ends = tuple[float, float, float, float]
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SIGNED = re.compile(r"-?\d+(?:\.\d+)?")
 _TIME_TOLERANCE_S = 0.5 + 1e-9
 
 
@@ -70,17 +72,61 @@ def _same_timeline(answer: str, truth: str) -> bool:
     return all(_same_time(a[-1], b[-1]) for a, b in zip(found, wanted, strict=True))
 
 
+def _as_number(text: str) -> float | None:
+    """Read the first number, whatever currency or unit stands around it; commas may group thousands."""
+    found = _SIGNED.search(re.sub(r"(?<=\d),(?=\d{3}\b)", "", text))
+    return None if found is None else float(found[0])
+
+
+def _same_value(answer: str, question: Question) -> bool:
+    found, wanted = _as_number(answer), _as_number(question.answer)
+    return found is not None and wanted is not None and abs(found - wanted) <= question.tolerance + 1e-9
+
+
+def listed(text: str) -> set[str]:
+    """Read a list of names in any order; "none" is the empty list."""
+    return {normalise(name) for name in re.split(r",|\band\b", text)} - {"", "none"}
+
+
+def list_f1(answer: str, truth: str) -> float:
+    """F1 of the names an answer lists against the true ones; 1 if both list none."""
+    found, wanted = listed(answer), listed(truth)
+    if not found and not wanted:
+        return float(bool(normalise(answer)))  # an empty answer says nothing
+    return 2 * len(found & wanted) / (len(found) + len(wanted))
+
+
+def yes_no_f1(pairs: Iterable[tuple[str, str]], positive: str = "no") -> float:
+    """F1 over (answer, truth) pairs of yes-or-no questions; `positive` is the truth that is to be found ("no": absence)."""
+    hits = said = there = 0
+    for answer, truth in pairs:
+        claims, holds = normalise(answer) == positive, normalise(truth) == positive
+        hits, said, there = hits + (claims and holds), said + claims, there + holds
+    return 2 * hits / (said + there) if said + there else 1.0
+
+
+_BOXES = ("box", "screen_find", "emoji_find", "turns_find")
+_TIMES = ("appear_time", "vanish_time", "glimpse_time")
+_VALUES = ("receipt_total", "receipt_price", "receipt_quantity", "table_cell", "chart_value", "chart_difference")
+_LISTS = ("absent_list",)
+
+
 def score(kind: str, answer: str, question: Question) -> bool:
     """Tell whether `answer` is right.
 
-    A box is right above an IoU of 0.5, a time within 0.5 s, a description if it names the same things in any order, a
-    timeline if it lists the same events within 0.5 s; everything else must be the same words.
+    A box is right above an IoU of 0.5, a time within 0.5 s, a number within the question's tolerance, a description or a list
+    if it names the same things in any order, a timeline if it lists the same events within 0.5 s; everything else must be the
+    same words.
     """
     truth = question.answer
-    if kind == "box":
+    if kind in _BOXES:
         return _same_boxes(answer, truth)
-    if kind in ("appear_time", "vanish_time"):
+    if kind in _TIMES:
         return _same_time(answer, truth)
+    if kind in _VALUES:
+        return _same_value(answer, question)
+    if kind in _LISTS:
+        return list_f1(answer, truth) == 1.0
     if kind == "timeline":
         return _same_timeline(answer, truth)
     if kind == "describe":

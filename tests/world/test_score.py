@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foveal.world import Question, score
+from foveal.world import Question, list_f1, score, yes_no_f1
 from foveal.world.score import iou, parse_boxes
 
 BOX = Question("box", "", '```json\n[{"bbox_2d": [100, 100, 200, 200], "label": "red star"}]\n```')
@@ -81,3 +81,27 @@ def test_timelines_allow_half_a_second_an_event() -> None:
     assert not score("timeline", "0.0 red star moves right, 2.5 blue circle", question)
     assert not score("timeline", "0.0 red star moves left, 3.5 blue circle", question)
     assert not score("timeline", "0.0 red star moves left", question)
+
+
+def test_numbers_within_the_tolerance() -> None:
+    exact, about = Question("receipt_total", "", "$1234.50"), Question("chart_value", "", "40", tolerance=2.0)
+    for answer in ("$1234.50", "1234.5", "1,234.50", "The total is $1,234.50."):
+        assert score("receipt_total", answer, exact), answer
+    for answer in ("1234.51", "1.234,50", "", "total"):
+        assert not score("receipt_total", answer, exact), answer
+    assert score("chart_value", "41.9", about) and score("chart_value", "about 38", about)
+    assert not score("chart_value", "42.1", about) and not score("chart_value", "-40", about)
+
+
+def test_lists_in_any_order() -> None:
+    truth = Question("absent_list", "", "cat, star")
+    assert score("absent_list", "star and cat.", truth) and score("absent_list", "Star, cat", truth)
+    assert not score("absent_list", "cat", truth) and not score("absent_list", "cat, star, sun", truth)
+    assert list_f1("cat", "cat, star") == pytest.approx(2 / 3)
+    assert list_f1("none", "none") == 1.0 and list_f1("", "none") == 0.0 and list_f1("cat", "none") == 0.0
+
+
+def test_f1_of_absence() -> None:
+    pairs = [("no", "no"), ("yes", "no"), ("no", "yes"), ("Yes.", "yes"), ("No.", "no")]
+    assert yes_no_f1(pairs) == pytest.approx(2 * 2 / (3 + 3))
+    assert yes_no_f1([("yes", "yes")]) == 1.0 and yes_no_f1([("yes", "no")]) == 0.0
