@@ -46,7 +46,9 @@ def choose(config: ModelConfig, *, packs: bool = True) -> Choice:
 
 
 def choose_by(measured: Limits, config: ModelConfig, *, packs: bool = True) -> Choice:
-    """Choose by given limits, whatever the model's size."""
+    """Choose by given limits, whatever the model's size; float32 where those were disturbed."""
+    if not measured.quiet:
+        return Choice("float32", "this machine is too busy to measure what is faster")
     allowed = ["float32"] + ["bfloat16"] * (config.dtype == "bfloat16")
     allowed += [f"{bits} bits" for bits in ACCURATE_BITS if packs]
     times = {path: answer_s(measured, config, path) for path in allowed if path in measured.ops_per_s}

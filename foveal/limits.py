@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -35,11 +36,13 @@ class Limits:
     """Speeds of this machine with the threads that torch and the kernels have now.
 
     read_bytes_per_s: of memory, all threads together. ops_per_s: multiplications and additions of a linear whose weight is in
-    the processor's cache, by path, one for each of TOKENS; where there are no native kernels, torch's paths only.
+    the processor's cache, by path, one for each of TOKENS; where there are no native kernels, torch's paths only. quiet:
+    nothing else seemed to run meanwhile; if not, the figures are too low, and one path's more than another's.
     """
 
     read_bytes_per_s: float
     ops_per_s: Mapping[str, tuple[float, ...]]
+    quiet: bool = True
 
     def speed(self, path: str, tokens: int) -> float:
         """Return the operations a second of a linear for so many rows: of the largest count measured up to it."""
@@ -61,10 +64,10 @@ def kept_in() -> Path:
     return cache_folder().parent / f"limits-{key[:16]}.json"
 
 
-def measure() -> tuple[Limits, float]:
-    """Measure the limits, the best of a few runs each. Return them and the seconds it took, BUDGET_S or less where it is quiet.
+def measure() -> Limits:
+    """Measure the limits, the best of a few runs each, in BUDGET_S or less; once that is over each has two runs.
 
-    Once that is over, every figure still to come has two runs.
+    A machine is quiet if it took no more than twice as long, and no linear was much slower with more rows.
     """
     import torch
 
@@ -89,7 +92,8 @@ def measure() -> tuple[Limits, float]:
             runs |= {f"{one.bits} bits": functools.partial(kernels.matmul, x, one) for one in packed}
             for path, run in runs.items():
                 speeds[path] = (*speeds.get(path, ()), 2 * tokens * _SIDE * _SIDE / _best(run, began))
-    return Limits(read, speeds), time.perf_counter() - began
+    steady = all(after > before / 2 for found in speeds.values() for before, after in itertools.pairwise(found))
+    return Limits(read, speeds, steady and time.perf_counter() - began <= 2 * BUDGET_S)
 
 
 def _best(run: Callable[[], object], began: float) -> float:
@@ -109,8 +113,8 @@ def _limits(machine: tuple[tuple[str, str | int], ...], file: Path) -> Limits:
     kept = _read(file, dict(machine))
     if kept is not None:
         return kept
-    found, took = measure()
-    if took <= 2 * BUDGET_S:
+    found = measure()
+    if found.quiet:
         _write(file, dict(machine), found)
     return found
 

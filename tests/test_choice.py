@@ -33,6 +33,10 @@ def test_bfloat16_where_it_is_the_checkpoint_s_own_and_faster() -> None:
     assert choose_by(QUICK, replace(RELEASED, dtype="float32")).path == "float32"
 
 
+def test_disturbed_figures_decide_nothing() -> None:
+    assert choose_by(replace(QUICK, quiet=False), RELEASED).path == "float32"
+
+
 def test_a_gain_as_small_as_a_measurement_s_error_changes_nothing() -> None:
     hardly = Limits(1e15, {"float32": (1e11,) * 3, "bfloat16": (1.2e11,) * 3})
     clearly = Limits(1e15, {"float32": (1e11,) * 3, "bfloat16": (1.3e11,) * 3})

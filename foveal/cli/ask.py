@@ -116,6 +116,8 @@ def print_stats(pipeline: Pipeline, reply: Reply) -> None:
         ("peak memory", show.num_bytes(stats.peak_memory_bytes)),
         ("weights", weights(pipeline)),
     ]))  # fmt: skip
+    if measured is not None and not measured.quiet:
+        session.note("the machine was busy while its limits were measured: they are too low")
 
 
 def weights(pipeline: Pipeline) -> str:

@@ -55,7 +55,7 @@ def speeds(target: Target) -> dict[str, Any]:
         "ops_per_s": {path: dict(zip(map(str, TOKENS), speeds, strict=True)) for path, speeds in measured.ops_per_s.items()},
         "fastest": {stage: fastest(measured, rows) for stage, rows in STAGES.items()},
         "choice": None if chosen is None else {"path": chosen.path, "why": chosen.why},
-        "kept_in": str(kept_in()),
+        "kept_in": str(kept_in()) if measured.quiet else None,
     }
 
 
@@ -226,7 +226,8 @@ def _print(facts: dict[str, Any], config: ModelConfig) -> None:
         ("memory", show.scaled(speed["read_bytes_per_s"], "B/s")),
         ("fastest", ", ".join(f"{stage} {path}" for stage, path in speed["fastest"].items())),
         ("chosen", "as the file is packed" if choice is None else f"{choice['path']}: {choice['why']}"),
-        ("kept in", f"{speed['kept_in']}; delete it to measure anew"),
+        ("kept", "not, the machine is too busy to measure" if speed["kept_in"] is None
+         else f"in {speed['kept_in']}; delete it to measure anew"),
     ]))  # fmt: skip
 
 

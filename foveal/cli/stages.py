@@ -37,7 +37,8 @@ class Stage:
             return self.name, show.seconds(self.seconds), "", ""
         reads = self.bytes_s > self.ops_s or (self.share == 0 and self.name == "decode")
         done, least, unit = (self.num_bytes, self.bytes_s, "B/s") if reads else (self.ops, self.ops_s, "OP/s")
-        limit = f"{self.share:.0%} of {show.scaled(done / least, unit)}" if least else ""
+        share = f"{self.share:.0%}" if self.share >= 0.1 else f"{self.share:.1%}"
+        limit = f"{share} of {show.scaled(done / least, unit)}" if least else ""
         return self.name, show.seconds(self.seconds), show.scaled(done / self.seconds, unit), limit
 
 

@@ -333,4 +333,5 @@ def test_info_shows_the_machine_s_limits_and_what_is_chosen(run_foveal: Run, che
     assert speeds["read_bytes_per_s"] > 0 and speeds["choice"]["path"] == "float32"
     assert set(speeds["fastest"]) == {"encode", "prefill", "decode"} and set(speeds["fastest"].values()) <= set(PATHS)
     table = run_foveal("info", checkpoint).out
-    assert "measured limits" in table and "delete it to measure anew" in table and speeds["choice"]["why"] in table
+    assert "measured limits" in table and speeds["choice"]["why"] in table
+    assert ("delete it to measure anew" if speeds["kept_in"] else "too busy to measure") in table
