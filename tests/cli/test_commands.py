@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,6 +304,21 @@ def test_help_and_version(run_foveal: Run) -> None:
     for command in ("ask", "plan", "trace", "info", "new"):
         assert run_foveal(command, "--help").code == 0
     assert run_foveal().code == 0
+
+
+def test_torch_s_threads_sleep_soon_unless_someone_decided(run_foveal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "7")  # so that what main sets is undone
+        monkeypatch.delenv(name)
+    run_foveal("--version")
+    assert os.environ.pop("GOMP_SPINCOUNT") == "5000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run_foveal("--version")
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    run_foveal("--version")
+    assert os.environ["GOMP_SPINCOUNT"] == "3"
 
 
 @pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
