@@ -3,7 +3,8 @@
 usage: python bench/quantized.py [--items 40] [--keep]
 
 answers: the embedded model answers test-split items in float32; each packed model is then given the same prompts with those
-answers and must predict the same tokens (agreement), and answers by itself (right). outliers: one linear of 2048 x 6144 and a
+answers and must predict the same tokens (agreement), and answers by itself (right); beside them the same weights in bfloat16,
+which shows what rounding to the precision of released checkpoints changes. outliers: one linear of 2048 x 6144 and a
 decoder of 1024 channels whose norms blow a few channels up 20 to 100 times and whose first token is massive, as in real
 decoders; errors are relative to float32, beside 8-bit weights by row with one 7-bit scale a token, the arithmetic of torch's
 dynamic int8 linear. Prints tables and, last, one JSON line; --keep writes bench/results/DATE-quantized.json.
@@ -60,6 +61,7 @@ def predicted(model: Qwen3VL, request: Request, ids: list[int]) -> Tensor:
 def answers(count: int) -> dict[str, Any]:
     plain = foveal.load()
     packed = {f"{bits} bits": Pipeline(quantize(copy.deepcopy(plain.model), bits), plain.processor, "") for bits in WIDTHS}
+    packed["bfloat16"] = Pipeline(copy.deepcopy(plain.model).to(torch.bfloat16), plain.processor, "")
     rows: dict[str, Any] = {}
     for kind in (*BARS, *ALSO):
         row: dict[str, Any] = {"tokens": 0, "float32": 0} | dict.fromkeys(packed, 0)

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from foveal.batch import Batch
-from foveal.config import DTYPE_BYTES
+from foveal.choice import Choice, choose
+from foveal.config import DTYPE_BYTES, read_json
 from foveal.errors import ConfigError
 from foveal.hub import EMBEDDED, resolve
 from foveal.media import ClipSampling, Limits
 from foveal.model import KVCache, Qwen3VL
 from foveal.model.load import load_model
+from foveal.model.quantize import is_packed
 from foveal.patches import Budget
 from foveal.processor import Processor, Request
 from foveal.reply import FinishReason, Piece, ReplyStream
@@ -34,8 +36,9 @@ class Stats:
 
     generated_tokens are all ids of the reply, those of a thought (reasoning_tokens), an end mark and a forced close included.
     first_token_s runs from the question to the first token, which prefill gives; decode_s counts those after it, and leaves
-    out what the consumer of the pieces does between two of them. peak_memory_bytes is 0 where the system does
-    not tell; on a GPU it is the peak of torch's own memory there.
+    out what the consumer of the pieces does between two of them. In an engine, prepare_s and prefill_s hold what a request
+    waited for others, and encode_s its share of what was encoded together, 0 where its pictures were known already.
+    peak_memory_bytes is 0 where the system does not tell; on a GPU it is the peak of torch's own memory there.
     """
 
     text_tokens: int
@@ -180,10 +183,10 @@ class Reply:
 
 
 class Pipeline:
-    """A model with its processor: what `foveal.load` returns."""
+    """A model with its processor: what `foveal.load` returns. `choice` says why it has its precision where nobody named one."""
 
-    def __init__(self, model: Qwen3VL, processor: Processor, name: str) -> None:
-        self.model, self.processor, self.name = model, processor, name
+    def __init__(self, model: Qwen3VL, processor: Processor, name: str, choice: Choice | None = None) -> None:
+        self.model, self.processor, self.name, self.choice = model, processor, name, choice
 
     @classmethod
     def load(
@@ -197,9 +200,10 @@ class Pipeline:
     ) -> Pipeline:
         """Load a checkpoint folder or a hub name; None is the embedded model.
 
-        dtype: "float32", "bfloat16" or "float16"; by default float32 on a CPU, where half precision is slow on most, and
-        the checkpoint's own elsewhere. bits: 8 or 4 packs the weights, on a CPU. Raise CheckpointError for files that are
-        missing or do not fit one another, ConfigError for a dtype, a device or a width that does not exist.
+        dtype: "float32", "bfloat16" or "float16". bits: 8 or 4 packs the weights, on a CPU; 0 never does. Where neither is
+        given the checkpoint's own dtype is taken, and on a CPU what `choice.py` finds fastest of what is accurate. Raise
+        CheckpointError for files that are missing or do not fit one another, ConfigError for a dtype, a device or a width
+        that does not exist.
         """
         try:
             where = torch.device(device)
@@ -209,9 +213,13 @@ class Pipeline:
             raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
         directory = EMBEDDED if name is None else resolve(name, revision=revision)
         processor = Processor.from_checkpoint(directory)
+        choice = None
+        if where.type == "cpu" and dtype is None and not bits and not is_packed(read_json(directory / "config.json")):
+            choice = choose(processor.config, packs=bits is None)
+            dtype, bits = choice.dtype, choice.bits
         wanted = dtype or ("float32" if where.type == "cpu" else processor.config.dtype)
-        model = load_model(directory, dtype=getattr(torch, wanted), device=where, bits=bits)
-        return cls(model, processor, "the embedded model" if name is None else str(name))
+        model = load_model(directory, dtype=getattr(torch, wanted), device=where, bits=bits or None)
+        return cls(model, processor, "the embedded model" if name is None else str(name), choice)
 
     def sampling(self, **changes: Any) -> Sampling:
         """Return the checkpoint's own defaults with some fields of `Sampling` changed."""

@@ -37,6 +37,8 @@ MAY = {
     **dict.fromkeys(HOST - {"errors", "config"}, HOST),
     "processor": HOST,
     "cost": HOST,
+    "limits": HOST | {"kernels"},
+    "choice": HOST | {"kernels", "limits"},
     "world": HOST,
     "kernels": HOST,
     "batch": HOST,
@@ -45,15 +47,15 @@ MAY = {
     "model": SPINE - {"sampler", "tokenizer", "messages", "prompt", "media"},
     "relevance": HOST | {"batch"},
     "standin": SPINE,
-    "generate": SPINE | {"processor", "reply", "relevance", "cost"},
+    "generate": SPINE | {"processor", "reply", "relevance", "cost", "choice"},
     "engine": SPINE | {"processor", "reply", "relevance", "cost", "generate"},
-    "train": SPINE | {"processor", "relevance", "cost", "generate", "world", "standin"},
+    "train": SPINE | {"processor", "relevance", "cost", "generate", "world", "standin", "limits", "choice"},
     "finetune": SPINE | {"processor", "cost", "train"},
     "serve": SPINE | {"processor", "relevance", "cost", "generate", "engine"},
     "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "world"},
 }
 TOP = {"__init__", "__main__", "cli", "demo", "trace"}  # may import everything
-WITHOUT_TORCH = sorted(HOST | {"processor", "sampler", "reply", "cost", "world", "kernels"})
+WITHOUT_TORCH = sorted(HOST | {"processor", "sampler", "reply", "cost", "world", "kernels", "limits", "choice"})
 
 
 def _part(file: Path) -> str:

@@ -23,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in options or os.environ.get("FOVEAL_DEBUG", "") not in ("", "0")
     if "--debug" in options:
         words.remove("--debug")
+    # Torch's threads look for work for 3 ms after each operation, on cores the kernels' threads need by then. This makes it
+    # some 50 µs (bench/threads.py); it is read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         return _run(words, debug)
     except KeyboardInterrupt:

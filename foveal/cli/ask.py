@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from foveal.cli import session, show
 from foveal.cli.inputs import read_inputs
 from foveal.cli.options import MediaOptions, ModelOptions, SamplingOptions
+from foveal.cli.stages import stages
 
 if TYPE_CHECKING:
-    from foveal.generate import Answer, Reply
+    from foveal.generate import Answer, Pipeline, Reply
 
 _ENDINGS = {
     "length": "the answer was cut after {tokens} tokens; --max-tokens allows more",
@@ -45,7 +46,7 @@ def run(
     if not as_json and answer.reasoning is not None and not answer.text:
         session.note("the model spent the whole answer thinking; --thinking-tokens bounds that, --show-thinking shows it")
     if stats:
-        show.error_console().print(stats_table(answer))
+        print_stats(pipeline, reply)
 
 
 def stream(reply: Reply, line: session.Progress, show_thinking: bool) -> Answer:
@@ -96,18 +97,35 @@ def answer_json(answer: Answer, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def stats_table(answer: Answer) -> Any:
-    """Lay out --stats."""
-    stats = answer.stats
+def print_stats(pipeline: Pipeline, reply: Reply) -> None:
+    """Write --stats on stderr. The machine's limits are measured here if they are not known yet, after the answer."""
+    from foveal.limits import limits
+
+    model, answer, out = pipeline.model, reply.answer, show.error_console()
+    stats, measured = answer.stats, limits() if model.device.type == "cpu" else None
     kinds = {"text": stats.text_tokens, "picture": stats.image_tokens, "clip": stats.video_tokens}
     by_kind = " + ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
-    stages = {"prepare": stats.prepare_s, "encode": stats.encode_s, "prefill": stats.prefill_s, "decode": stats.decode_s}
-    times = ", ".join(f"{name} {show.seconds(value)}" for name, value in stages.items())
-    return show.table("", [
+    rows = [stage.row() for stage in stages(model, reply.request, stats, measured)]
+    out.print(show.table("", rows, ("", "time", "speed", "of this machine's limit"), right=(1, 2)))
+    out.print(show.table("", [
         ("prompt", f"{stats.prompt_tokens:,} tokens = {by_kind}"),
         ("answer", f"{stats.generated_tokens:,} tokens, ended by {answer.finish_reason}"),
-        ("first token", f"{show.seconds(stats.first_token_s)} ({times})"),
+        ("first token", show.seconds(stats.first_token_s)),
         ("speed", f"{stats.tokens_per_s:.1f} tokens/s decoding, "
          f"{stats.prompt_tokens / stats.prefill_s if stats.prefill_s else 0:.0f} tokens/s prefill"),
         ("peak memory", show.num_bytes(stats.peak_memory_bytes)),
-    ])  # fmt: skip
+        ("weights", weights(pipeline)),
+    ]))  # fmt: skip
+    if measured is not None and not measured.quiet:
+        session.note("the machine was busy while its limits were measured: they are too low")
+
+
+def weights(pipeline: Pipeline) -> str:
+    """Say in which precision the weights are, and why where it was chosen."""
+    from foveal.model.checkpoint import plain
+    from foveal.model.quantize import packed_bits
+
+    if pipeline.choice is not None:
+        return f"{pipeline.choice.path}: {pipeline.choice.why}; --quantize or --dtype overrules"
+    bits = packed_bits(pipeline.model)
+    return f"{bits} bits" if bits else plain(pipeline.model.dtype)

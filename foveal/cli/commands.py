@@ -37,7 +37,7 @@ def ask(
     media: MediaOptions | None = None,
     sampling: SamplingOptions | None = None,
     json: Annotated[Flag, Parameter(help="One JSON object instead of text.")] = False,
-    stats: Annotated[Flag, Parameter(help="Tokens, speeds and memory, on stderr.")] = False,
+    stats: Annotated[Flag, Parameter(help="Times and speeds by stage, memory; on stderr.")] = False,
     show_thinking: Annotated[Flag, Parameter(help="The reasoning, on stderr.")] = False,
 ) -> None:
     """Ask a question about pictures and clips; stream the answer on stdout.

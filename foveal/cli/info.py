@@ -10,7 +10,7 @@ from typing import Any
 
 from foveal.cli import session, show
 from foveal.cli.models import Target, describe
-from foveal.config import DTYPE_BYTES, ModelConfig
+from foveal.config import DTYPE_BYTES, ModelConfig, read_json
 
 
 def run(name: str | None, as_json: bool) -> None:
@@ -37,6 +37,25 @@ def collect(target: Target) -> dict[str, Any]:
         "kv_bytes_per_token": {dtype: config.text.kv_bytes_per_token(dtype) for dtype in DTYPE_BYTES},
         "special_tokens": special_tokens(config, target.directory),
         "machine": machine(),
+        "speeds": speeds(target),
+    }
+
+
+def speeds(target: Target) -> dict[str, Any]:
+    """Show the machine's measured limits, what they make fastest at every stage, and what is chosen for this model."""
+    from foveal.choice import STAGES, choose, fastest
+    from foveal.limits import TOKENS, kept_in, limits
+    from foveal.model.quantize import is_packed
+
+    measured = limits()
+    packed = target.directory is not None and is_packed(read_json(target.directory / "config.json"))
+    chosen = None if packed else choose(target.config)
+    return {
+        "read_bytes_per_s": measured.read_bytes_per_s,
+        "ops_per_s": {path: dict(zip(map(str, TOKENS), speeds, strict=True)) for path, speeds in measured.ops_per_s.items()},
+        "fastest": {stage: fastest(measured, rows) for stage, rows in STAGES.items()},
+        "choice": None if chosen is None else {"path": chosen.path, "why": chosen.why},
+        "kept_in": str(kept_in()) if measured.quiet else None,
     }
 
 
@@ -197,6 +216,19 @@ def _print(facts: dict[str, Any], config: ModelConfig) -> None:
     shown = [(token, str(index)) for token, index in tokens.items() if token.startswith("<")][:40]
     out.print(show.table(f"\nspecial tokens ({len(tokens)})", shown, right=(1,)))
     out.print(show.table("\nmachine", [(key, _plain(value)) for key, value in facts["machine"].items()]))
+    speed = facts["speeds"]
+    counts = next(iter(speed["ops_per_s"].values()))
+    lines = [(path, *(show.scaled(ops, "OP/s") for ops in by.values())) for path, by in speed["ops_per_s"].items()]
+    titles = ("linears", *(f"{count} token{'s' * (count != '1')}" for count in counts))
+    out.print(show.table("\nmeasured limits", lines, titles, right=range(1, len(titles))))
+    choice = speed["choice"]
+    out.print(show.table("", [
+        ("memory", show.scaled(speed["read_bytes_per_s"], "B/s")),
+        ("fastest", ", ".join(f"{stage} {path}" for stage, path in speed["fastest"].items())),
+        ("chosen", "as the file is packed" if choice is None else f"{choice['path']}: {choice['why']}"),
+        ("kept", "not, the machine is too busy to measure" if speed["kept_in"] is None
+         else f"in {speed['kept_in']}; delete it to measure anew"),
+    ]))  # fmt: skip
 
 
 def _plain(value: Any) -> str:

@@ -85,7 +85,7 @@ class Engine:
         )  # fmt: skip
         self.metrics = Metrics()
         self.vision_cache = VisionCache(self.memory.vision_bytes)
-        self.vision = VisionStage(model, self.vision_cache)
+        self.vision = VisionStage(model, self.vision_cache, self._encoding_took)
         config = pipeline.processor.config
         self.scheduler = Scheduler(
             self.pool, self.store, self.metrics, max_running=s.max_running, step_tokens=s.step_tokens, slowdown=s.slowdown,
@@ -370,6 +370,10 @@ class Engine:
 
             self.vision.want(key, job.prompt.patches[medium], job.number, done)
         return False
+
+    def _encoding_took(self, number: int, seconds: float) -> None:
+        if (job := self._jobs.get(number)) is not None:
+            job.encode_s += seconds
 
     def _unpin(self, job: Job) -> None:
         for key in job.pins:

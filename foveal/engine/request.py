@@ -15,7 +15,7 @@ import numpy as np
 from foveal.engine.blocks import PrefixKeys
 from foveal.engine.speculate import Speculation
 from foveal.errors import PromptError
-from foveal.generate import Answer, Stats
+from foveal.generate import Answer, Stats, peak_memory_bytes
 from foveal.model.paged import KVPool, PagedCache
 from foveal.processor import Request as Prompt
 from foveal.reply import FinishReason, Piece, ReplyStream
@@ -218,6 +218,7 @@ class Job:
     cached_tokens: int = 0
     submitted_s: float = field(default_factory=time.perf_counter)
     ready_s: float = 0.0
+    encode_s: float = 0.0  # a duration, unlike its neighbours: spent on its own media, a part of a pack by patches
     first_token_s: float = 0.0
     last_token_s: float = 0.0
 
@@ -310,7 +311,9 @@ class Sample:
         kinds = job.prompt.tokens_by_kind()
         first = max(job.first_token_s - job.submitted_s, 0.0)
         prepare = job.ready_s - job.submitted_s
+        prefill = max(first - prepare - job.encode_s, 0.0)
         return Stats(
             kinds["text"], kinds["image"], kinds["video"], len(self.reply.token_ids), self.reply.reasoning_tokens,
-            prepare, 0.0, max(first - prepare, 0.0), max(job.last_token_s - job.first_token_s, 0.0), first, 0,
+            prepare, job.encode_s, prefill, max(job.last_token_s - job.first_token_s, 0.0), first,
+            peak_memory_bytes(self.cache.pool.store.device),
         )  # fmt: skip

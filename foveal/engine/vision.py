@@ -119,11 +119,17 @@ class _Wanted:
 
 
 class VisionStage:
-    """Encode what is wanted, first come first served, at most `pack_patches` patches of several media at once."""
+    """Encode what is wanted, first come first served, at most `pack_patches` patches of several media at once.
 
-    def __init__(self, model: Encoder, cache: VisionCache, *, pack_patches: int = 4096) -> None:
+    `took` is told, after every piece of work, each owner of a medium in it and the seconds spent on that medium: the piece's,
+    by the medium's share of the patches.
+    """
+
+    def __init__(
+        self, model: Encoder, cache: VisionCache, took: Callable[[int, float], None] | None = None, *, pack_patches: int = 4096
+    ) -> None:
         self.cache, self.encoded_tokens, self.seconds = cache, 0, 0.0
-        self._model, self._pack_patches = model, pack_patches
+        self._model, self._took, self._pack_patches = model, took, pack_patches
         self._wanted: OrderedDict[bytes, _Wanted] = OrderedDict()
         self._current: list[_Wanted] = []
         self._pieces: Iterator[VisionTokens | None] | None = None
@@ -163,6 +169,7 @@ class VisionStage:
         began = time.perf_counter()
         if not self._current:
             self._begin()
+        pack = list(self._current)
         try:
             tokens = self._advance(began, seconds)
         except Exception as error:
@@ -172,6 +179,11 @@ class VisionStage:
                 self._finish(tokens)
         took = time.perf_counter() - began
         self.seconds += took
+        if self._took is not None:
+            rows = [len(waiting.patches.pixels) for waiting in pack]
+            for waiting, own in zip(pack, rows, strict=True):
+                for owner in waiting.owners:
+                    self._took(owner, took * own / sum(rows))
         return took
 
     def _begin(self) -> None:

@@ -162,8 +162,8 @@ def fuse(model: Qwen3VL) -> Qwen3VL:
     return model.eval()
 
 
-def packed_weights(model: Qwen3VL) -> dict[str, Packed]:
-    """Name everything that is packed, by released name."""
+def packed_weights(model: nn.Module) -> dict[str, Packed]:
+    """Name everything that is packed, by released name; of a part of a model by the names inside it."""
     found: dict[str, Packed] = {}
     for path, module in model.named_modules():
         if isinstance(module, (PackedLinear, PackedEmbedding)):
@@ -174,11 +174,29 @@ def packed_weights(model: Qwen3VL) -> dict[str, Packed]:
     return found
 
 
-def num_bytes(model: Qwen3VL) -> int:
-    """Count the bytes of all weights, packed or not."""
+def num_bytes(model: nn.Module) -> int:
+    """Count the bytes of all weights of a model or of a part of one, packed or not."""
     plain = sum(p.nbytes for p in model.parameters())
     biases = sum(m.bias.nbytes for m in model.modules() if isinstance(m, PackedLinear) and m.bias is not None)
     return plain + biases + sum(packed.num_bytes for packed in packed_weights(model).values())
+
+
+def step_bytes(model: Qwen3VL) -> int:
+    """Count the bytes of weights that one token reads on its way through the decoder and the head: K of E experts."""
+    text = model.language_model
+    total = num_bytes(text)
+    if model.lm_head is not None:  # the embeddings are another table, of which one row is read
+        total += num_bytes(model.lm_head) - num_bytes(text.embed_tokens)
+    if (moe := model.config.text.moe) is not None:
+        experts = sum(num_bytes(module) for module in text.modules() if isinstance(module, (Experts, PackedExperts)))
+        total -= experts - experts * moe.num_experts_per_tok // moe.num_experts
+    return total
+
+
+def packed_bits(model: Qwen3VL) -> int | None:
+    """Say to how many bits a model is packed: the fewest of any layer; None where it is not."""
+    widths = [packed.bits for packed in packed_weights(model.language_model.layers).values()]
+    return min(widths) if widths else None
 
 
 def expected_bytes(model: Qwen3VL, bits: int) -> int:

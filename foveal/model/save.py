@@ -26,6 +26,7 @@ from foveal.config import ModelConfig, VisionConfig
 from foveal.errors import CheckpointError, ConfigError
 from foveal.model import Qwen3VL
 from foveal.model.checkpoint import INDEX, PIECE_BYTES, SINGLE, disk_name, listed, plain, skeleton, to_dtype
+from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear
 from foveal.model.tensorfile import write_tensors
 from foveal.preprocessor import has_preprocessors, read_preprocessors
 
@@ -49,8 +50,14 @@ def save_model(
     """Write config.json and the weights, each in its own dtype unless `dtype` is given, in the released layout.
 
     `copy_from` is a checkpoint folder whose other files (tokenizer, template, preprocessors, generation defaults) come
-    along. Raise CheckpointError if the disk is too full or the module does not have its configuration's tensors.
+    along. Raise CheckpointError if the disk is too full or the module does not have its configuration's tensors; a packed
+    model has not, `save_packed` writes one.
     """
+    if any(isinstance(module, (PackedLinear, PackedEmbedding, PackedExperts)) for module in model.modules()):
+        raise CheckpointError(
+            "the model's weights are packed to 8 or 4 bits, and save_model writes plain ones: write it with save_packed, "
+            "pack the original with foveal pack, or save the model that was loaded without bits"
+        )
     directory, source = Path(directory), None if copy_from is None else Path(copy_from)
     wanted = None if dtype is None else to_dtype(dtype)
     parameters = {disk_name(name): p.detach() for name, p in model.named_parameters()}

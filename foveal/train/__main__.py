@@ -6,12 +6,7 @@ import argparse
 import os
 import signal
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 # Two cores share training and the making of data: threads that wait must sleep, not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,6 +26,8 @@ def main() -> None:
     import tokenizers
     import torch
 
+    from foveal.choice import fastest
+    from foveal.limits import limits
     from foveal.model import Qwen3VL
     from foveal.model.load import load_model
     from foveal.prompt import ChatTemplate
@@ -55,28 +52,14 @@ def main() -> None:
         know_places(model.visual, seed=settings.seed)
     stages = mini.further_stages() if args.start else mini.stages()
     trainer = Trainer(model, maker, settings, stages, args.folder)
-    dtype = fastest_dtype() if args.dtype == "auto" else getattr(torch, args.dtype)
+    # Some CPUs are several times slower in bfloat16.
+    name = fastest(limits(), 2048, ("float32", "bfloat16")) if args.dtype == "auto" else args.dtype
+    dtype = getattr(torch, name)
     model.to(dtype)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: trainer.stop())
     print(f"training in {dtype} from step {trainer.step} of {args.steps}; Ctrl-C saves and stops", file=sys.stderr)
     trainer.run()
-
-
-def fastest_dtype() -> torch.dtype:
-    """Time one product as training has them in float32 and bfloat16; some CPUs are several times slower at the second."""
-    import torch
-
-    taken = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, w = torch.randn(2048, 256).to(dtype), torch.randn(768, 256).to(dtype)
-        runs = []
-        for _ in range(5):
-            started = time.perf_counter()
-            torch.nn.functional.linear(x, w)
-            runs.append(time.perf_counter() - started)
-        taken[dtype] = min(runs)
-    return min(taken, key=lambda dtype: taken[dtype])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from foveal.cli import models, session
 from foveal.config import PRESETS, preset
 from foveal.errors import HubError
 from foveal.generate import EMBEDDED, Answer, Piece, Stats
+from foveal.limits import PATHS
 from tests.command import Done, Run, tiny_config
 
 
@@ -40,7 +42,7 @@ def test_ask_writes_the_answer_and_nothing_else(run_foveal: Run, checkpoint: str
     assert done.out == expected.text + "\n"
     stats = expected.stats
     kinds = f"{stats.text_tokens} text + {stats.image_tokens} picture + {stats.video_tokens} clip"
-    for part in (kinds, "first token", "tokens/s decoding", "peak memory", "cut after 12 tokens"):
+    for part in (kinds, "first token", "tokens/s decoding", "peak memory", "cut after 12 tokens", "of this machine's limit"):
         assert part in done.err
 
 
@@ -304,6 +306,21 @@ def test_help_and_version(run_foveal: Run) -> None:
     assert run_foveal().code == 0
 
 
+def test_torch_s_threads_sleep_soon_unless_someone_decided(run_foveal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "7")  # so that what main sets is undone
+        monkeypatch.delenv(name)
+    run_foveal("--version")
+    assert os.environ.pop("GOMP_SPINCOUNT") == "5000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run_foveal("--version")
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    run_foveal("--version")
+    assert os.environ["GOMP_SPINCOUNT"] == "3"
+
+
 @pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
 def test_pack_writes_what_quantize_answers_with(run_foveal: Run, checkpoint: str, photo: str, tmp_path: Path) -> None:
     target = str(tmp_path / "packed")
@@ -312,6 +329,8 @@ def test_pack_writes_what_quantize_answers_with(run_foveal: Run, checkpoint: str
     words = (photo, "What is it?", "--max-tokens", 8)
     packed = run_foveal("ask", "-m", target, *words)
     assert packed.code == 0 and packed.out == run_foveal("ask", "-m", checkpoint, "--quantize", 4, *words).out
+    assert "4 bits" in run_foveal("ask", "-m", target, "--stats", *words).err
+    assert json.loads(run_foveal("info", target, "--json").out)["speeds"]["choice"] is None
     refused(run_foveal("ask", "-m", target, "--quantize", 8, *words), 2, "packed to 4 bits")
     refused(run_foveal("pack", tmp_path / "again", "-m", target), 2, "packed already")
     refused(run_foveal("pack", checkpoint, "-m", checkpoint), 2, "the checkpoint itself")
@@ -323,3 +342,12 @@ def test_info_counts_packed_bytes(run_foveal: Run) -> None:
     four, eight = facts["packed_bytes"]["4 bits"], facts["packed_bytes"]["8 bits"]
     assert four < eight < facts["weight_bytes"]["bfloat16"]
     assert facts["machine"]["kernels"]
+
+
+def test_info_shows_the_machine_s_limits_and_what_is_chosen(run_foveal: Run, checkpoint: str) -> None:
+    speeds = json.loads(run_foveal("info", checkpoint, "--json").out)["speeds"]
+    assert speeds["read_bytes_per_s"] > 0 and speeds["choice"]["path"] == "float32"
+    assert set(speeds["fastest"]) == {"encode", "prefill", "decode"} and set(speeds["fastest"].values()) <= set(PATHS)
+    table = run_foveal("info", checkpoint).out
+    assert "measured limits" in table and speeds["choice"]["why"] in table
+    assert ("delete it to measure anew" if speeds["kept_in"] else "too busy to measure") in table

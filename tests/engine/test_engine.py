@@ -48,6 +48,24 @@ def test_deltas_are_the_answer(one: Engine) -> None:
     assert stats.generated_tokens == 24 and stats.first_token_s > 0 and stats.decode_s > 0
 
 
+def test_stats_hold_what_each_stage_took(one: Engine) -> None:
+    """The stages add up to the first token; a picture costs its owner's time once, and nothing when it is known."""
+    asked = Request(prompt(("picture", "clip"), 3), GREEDY)
+    first, text, again = one.submit(asked).answer.stats, one.submit(Request(prompt(), GREEDY)).answer.stats, one.submit(asked)
+    assert first.encode_s > 0 and first.prefill_s > 0 and first.peak_memory_bytes > 2**24
+    assert first.prepare_s + first.encode_s + first.prefill_s == pytest.approx(first.first_token_s)
+    assert first.encode_s == pytest.approx(one.vision.seconds)
+    assert text.encode_s == 0 == again.answer.stats.encode_s
+
+
+def test_a_pack_s_time_is_shared_by_patches(one: Engine) -> None:
+    streams = [one.submit(Request(prompt((kind,), 4), GREEDY)) for kind in ("picture", "clip")]
+    took = [stream.answer.stats.encode_s for stream in streams]
+    assert sum(took) == pytest.approx(one.vision.seconds)
+    patches = [len(prompt((kind,), 4).patches[0].pixels) for kind in ("picture", "clip")]
+    assert took[0] / took[1] == pytest.approx(patches[0] / patches[1])
+
+
 def test_log_probabilities_are_the_model_s(one: Engine) -> None:
     asked = prompt(("clip",), 2)
     deltas = list(one.submit(Request(asked, replace(GREEDY, max_tokens=3), logprobs=2)))

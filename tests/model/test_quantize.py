@@ -162,6 +162,16 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_bits(8)
 
 
+@pytest.mark.parametrize("name", ["dense-tied", "moe-mixed"])
+def test_a_packed_model_is_not_saved_as_a_plain_one(name: str, tmp_path: Path) -> None:
+    model = quantize(new_model(CONFIGS[name]), 8)
+    with pytest.raises(CheckpointError, match=r"are packed.*save_packed.*foveal pack"):
+        save_model(model, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+    save_packed(model, tmp_path / "packed", 8)
+    assert packed_weights(load_model(tmp_path / "packed")).keys() == packed_weights(model).keys()
+
+
 def test_modules_alone() -> None:
     weight, bias, x = torch.randn(40, 70), torch.randn(40), torch.randn(2, 3, 70)
     packed = kernels.pack(weight, 8)
