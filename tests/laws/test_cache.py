@@ -64,7 +64,8 @@ def test_chunked_is_whole_and_near_floats(name: str) -> None:
         # A router near a tie may then choose another expert: one row of 76, 15 % off, was seen.
         assert (off.max() if model.config.text.moe is None else off.quantile(0.95)) < 0.05
     off = _off(whole, _said(_model(name, torch.float32), 10_000))
-    assert 1e-4 < off.median() < 0.05  # the rounding is seen, and is small
+    # The rounding is seen, and is small: 9 % at worst, where routers between random experts change their minds.
+    assert 1e-4 < off.median() < (0.05 if model.config.text.moe is None else 0.15)
 
 
 @every_model
