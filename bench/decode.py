@@ -1,10 +1,12 @@
 """A step of decoding in one call against the same layers called one by one, and against what memory allows.
 
-usage: python bench/decode.py [--layers 8] [--bits 8,4] [--positions 16,2000] [--runs 3] [--keep]
+usage: python bench/decode.py [--layers 8] [--bits 8,4] [--cache bfloat16,int8] [--positions 16,2000] [--runs 3] [--keep]
 
-The 2B shape with fewer layers, a small vocabulary and random weights, packed in memory: the ways take turns, medians of 20
-steps each and then of the runs. The floor is the packed weights' bytes over the read speed measured in the same run. Prints a
-table and, last, one JSON line; --keep writes bench/results/DATE-decode.json.
+The 2B shape with fewer layers, a small vocabulary and random weights, packed in memory: the ways, the kinds of cache and the
+lengths take turns, medians of 20 steps each and then of the runs. The floor is the bytes of the packed weights and of what the
+cache holds over the read speed measured in the same run; of_first is the speed of a step as a share of that after the first
+number of positions, beside what the floors allow. Prints a table and, last, one JSON line; --keep writes
+bench/results/DATE-decode.json.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,9 +49,9 @@ def shortened(layers: int, bits: int) -> Qwen3VL:
 @torch.inference_mode()
 def step_s(model: Qwen3VL, positions: int, steps: int = 25) -> float:
     """Return the median seconds of a step after so many positions."""
-    cache = model.new_cache(positions + steps)
-    for part in cache.views() or ():
-        part.normal_()
+    cache, text = model.new_cache(positions + steps), model.config.text
+    for layer in range(text.num_hidden_layers):
+        cache.write(layer, *torch.randn(2, positions, text.num_key_value_heads, text.head_dim))
     cache.length = positions
     taken = []
     for i in range(steps):
@@ -62,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--bits", default="8,4")
+    parser.add_argument("--cache", default="bfloat16,int8")
     parser.add_argument("--positions", default="16,2000")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--keep", action="store_true")
@@ -72,21 +76,28 @@ def main() -> None:
         model = shortened(args.layers, bits)
         text, step = model.language_model, model.language_model.step
         num_bytes = sum(p.num_bytes for name, p in packed_weights(model).items() if "language_model" in name)
-        for positions in map(int, args.positions.split(",")):
-            taken: dict[str, list[float]] = {"layers": [], "step": []}
-            speeds = []
-            for _ in range(args.runs):
-                speeds.append(kernels.read_bandwidth())
+        cases = [(kind, int(n)) for kind in args.cache.split(",") for n in args.positions.split(",")]
+        taken: dict[tuple[str, int, str], list[float]] = {}
+        speeds = []
+        for _ in range(args.runs):
+            speeds.append(kernels.read_bandwidth())
+            for kind, positions in cases:
+                model.kv_cache = getattr(torch, kind)
                 for name, way in (("layers", None), ("step", step)):
                     text.step = way
-                    taken[name].append(step_s(model, positions))
-            speed = statistics.median(speeds)
-            ms = {name: round(1e3 * statistics.median(values), 2) for name, values in taken.items()}
-            floor = 1e3 * num_bytes / speed
+                    taken.setdefault((kind, positions, name), []).append(step_s(model, positions))
+        speed = statistics.median(speeds)
+        first: dict[str, Any] = {}
+        for kind, positions in cases:
+            ms = {name: round(1e3 * statistics.median(taken[kind, positions, name]), 2) for name in ("layers", "step")}
+            floor = 1e3 * (num_bytes + positions * model.config.text.kv_bytes_per_token(kind)) / speed
+            if first.get("cache") != kind:
+                first = {"cache": kind, "step": ms["step"], "floor": floor}
             rows.append(
                 {
-                    "bits": bits, "positions": positions, **ms, "times": round(ms["layers"] / ms["step"], 2),
+                    "bits": bits, "cache": kind, "positions": positions, **ms, "times": round(ms["layers"] / ms["step"], 2),
                     "floor_ms": round(floor, 2), "share": round(floor / ms["step"], 2), "read_GB_s": round(speed / 1e9, 1),
+                    "of_first": round(first["step"] / ms["step"], 3), "of_first_floor": round(first["floor"] / floor, 3),
                 }
             )  # fmt: skip
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)

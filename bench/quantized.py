@@ -1,10 +1,11 @@
 """What packing to 8 and 4 bits costs in quality: on the embedded model's answers, and on activations with outliers.
 
-usage: python bench/quantized.py [--items 40] [--keep]
+usage: python bench/quantized.py [--items 40] [--only answers,caches,linear,decoder] [--keep]
 
 answers: the embedded model answers test-split items in float32; each packed model is then given the same prompts with those
 answers and must predict the same tokens (agreement), and answers by itself (right); beside them the same weights in bfloat16,
-which shows what rounding to the precision of released checkpoints changes. outliers: one linear of 2048 x 6144 and a
+which shows what rounding to the precision of released checkpoints changes. caches: the same of narrower caches, each against
+the same weights with a float32 cache. outliers: one linear of 2048 x 6144 and a
 decoder of 1024 channels whose norms blow a few channels up 20 to 100 times and whose first token is massive, as in real
 decoders; errors are relative to float32, beside 8-bit weights by row with one 7-bit scale a token, the arithmetic of torch's
 dynamic int8 linear. Prints tables and, last, one JSON line; --keep writes bench/results/DATE-quantized.json.
@@ -62,9 +63,32 @@ def answers(count: int) -> dict[str, Any]:
     plain = foveal.load()
     packed = {f"{bits} bits": Pipeline(quantize(copy.deepcopy(plain.model), bits), plain.processor, "") for bits in WIDTHS}
     packed["bfloat16"] = Pipeline(copy.deepcopy(plain.model).to(torch.bfloat16), plain.processor, "")
+    return compared(plain, packed, count)
+
+
+def caches(count: int) -> dict[str, Any]:
+    """Compare kinds of cache, of the plain model and of the model in 4 bits."""
+    plain = foveal.load()
+    four = Pipeline(quantize(copy.deepcopy(plain.model), 4), plain.processor, "")
+    out = {}
+    for name, pipeline in (("float32", plain), ("4 bits", four)):
+        kinds = {f"{kind} cache": with_cache(pipeline, kind) for kind in ("float32", "bfloat16", "int8")}
+        print("weights:", name)
+        out[name] = compared(kinds.pop("float32 cache"), kinds, count)
+    return out
+
+
+def with_cache(pipeline: Pipeline, kind: str) -> Pipeline:
+    model = copy.copy(pipeline.model)  # the same weights
+    model.kv_cache = getattr(torch, kind)
+    return Pipeline(model, pipeline.processor, kind)
+
+
+def compared(plain: Pipeline, packed: dict[str, Pipeline], count: int) -> dict[str, Any]:
+    """Hold pipelines against a plain one, on `count` items of each kind."""
     rows: dict[str, Any] = {}
     for kind in (*BARS, *ALSO):
-        row: dict[str, Any] = {"tokens": 0, "float32": 0} | dict.fromkeys(packed, 0)
+        row: dict[str, Any] = {"tokens": 0, "plain": 0} | dict.fromkeys(packed, 0)
         row["agree"] = dict.fromkeys(packed, 0)
         for item, question in items(kind, count, mini.world()):
             frames = Frames(item.pixels, item.times_s, item.kind, item.pixels.shape[1:3], "world")
@@ -73,13 +97,13 @@ def answers(count: int) -> dict[str, Any]:
             reply = plain.run(request, Sampling(max_tokens=160)).answer
             ids = list(reply.token_ids)
             row["tokens"] += len(ids)
-            row["float32"] += score(kind, reply.text, question)
+            row["plain"] += score(kind, reply.text, question)
             for name, pipeline in packed.items():
                 row["agree"][name] += int((predicted(pipeline.model, request, ids) == torch.tensor(ids)).sum())
                 row[name] += score(kind, pipeline.run(request, Sampling(max_tokens=160)).answer.text, question)
         rows[kind] = row
         said = [f"{name}: {row[name] / count:6.1%}, agree {row['agree'][name] / row['tokens']:7.2%}" for name in packed]
-        print(f"{kind:12} float32 {row['float32'] / count:6.1%}  {'  '.join(said)}", flush=True)
+        print(f"{kind:12} plain {row['plain'] / count:6.1%}  {'  '.join(said)}", flush=True)
     total = sum(row["tokens"] for row in rows.values())
     agreement = {name: sum(row["agree"][name] for row in rows.values()) / total for name in packed}
     print("agreement of all", total, "tokens:", {name: f"{share:.2%}" for name, share in agreement.items()})
@@ -161,14 +185,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=40, help="of each kind")
     parser.add_argument("--keep", action="store_true", help="write the result")
+    parser.add_argument("--only", default="linear,decoder,answers,caches", help="which parts")
     args = parser.parse_args()
+    parts = {
+        "linear": one_linear,
+        "decoder": decoder,
+        "answers": lambda: answers(args.items),
+        "caches": lambda: caches(args.items),
+    }
     record = {
         "what": "quality of packed weights", "date": datetime.date.today().isoformat(), "python": platform.python_version(),
-        "torch": torch.__version__, "kernels": kernels.path(), "seed": 0, "linear": one_linear(), "decoder": decoder(),
-        "answers": answers(args.items),
+        "torch": torch.__version__, "kernels": kernels.path(), "seed": 0,
+        **{name: parts[name]() for name in args.only.split(",")},
     }  # fmt: skip
     if args.keep:
-        (RESULTS / f"{record['date']}-quantized.json").write_text(json.dumps(record, indent=1) + "\n")
+        which = "" if set(args.only.split(",")) == set(parts) else f"-{args.only.replace(',', '-')}"
+        (RESULTS / f"{record['date']}-quantized{which}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
 
 

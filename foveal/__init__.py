@@ -33,12 +33,13 @@ def load(
     device: str = "cpu",
     dtype: str | None = None,
     bits: int | None = None,
+    kv_cache: str | None = None,
     revision: str | None = None,
 ) -> Pipeline:
     """Load a model: a checkpoint folder, a hub name, or None for the embedded one. See `Pipeline.load`."""
     from foveal.generate import Pipeline
 
-    return Pipeline.load(name, device=device, dtype=dtype, bits=bits, revision=revision)
+    return Pipeline.load(name, device=device, dtype=dtype, bits=bits, kv_cache=kv_cache, revision=revision)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from foveal.config import DTYPE_BYTES, ModelConfig, TextConfig, VisionConfig
+from foveal.config import CACHE_DTYPES, DTYPE_BYTES, ModelConfig, TextConfig, VisionConfig
 from foveal.errors import PromptError
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Cost:
     vision_tokens: int
     tokens: int
     new_tokens: int
-    dtype: str
+    dtype: str  # of the weights
+    kv_cache: str  # what the cache holds
     encode: VisionFlops
     prefill: DecoderFlops
     decode: DecoderFlops
@@ -117,27 +118,33 @@ def estimate(
     *,
     new_tokens: int = 0,
     dtype: str | None = None,
+    kv_cache: str | None = None,
 ) -> Cost:
-    """Price a prompt of `tokens` rows, vision tokens among them; dtype defaults to the checkpoint's own.
+    """Price a prompt of `tokens` rows, vision tokens among them.
 
+    dtype defaults to the checkpoint's own, kv_cache, what the cache holds ("int8" too), to dtype.
     Each media is its kind and the patches of every frame (pair), as `Patches.kind` and `Patches.lengths()` give them.
     """
     dtype = dtype or config.dtype
     if dtype not in DTYPE_BYTES:
         raise PromptError(f"dtype is {dtype!r}; expected one of {sorted(DTYPE_BYTES)}")
+    kv_cache = kv_cache or dtype
+    if kv_cache not in {*DTYPE_BYTES, *CACHE_DTYPES}:
+        raise PromptError(f"kv_cache is {kv_cache!r}; expected one of {sorted({*DTYPE_BYTES, *CACHE_DTYPES})}")
     listed = [(kind, list(lengths)) for kind, lengths in media]
     patches = sum(n for _, lengths in listed for n in lengths)
     vision_tokens = patches // config.vision.spatial_merge_size**2
     if not 0 < tokens >= vision_tokens:
         raise PromptError(f"a prompt of {tokens} tokens cannot hold {vision_tokens} vision tokens; count both together")
     later = max(new_tokens - 1, 0)
-    per_token = config.text.kv_bytes_per_token(dtype)
+    per_token = config.text.kv_bytes_per_token(kv_cache)
     return Cost(
         patches=patches,
         vision_tokens=vision_tokens,
         tokens=tokens,
         new_tokens=new_tokens,
         dtype=dtype,
+        kv_cache=kv_cache,
         encode=encode_flops(config.vision, listed),
         prefill=decoder_flops(config.text, tokens),
         decode=decoder_flops(config.text, 1, cached=tokens),

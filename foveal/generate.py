@@ -15,7 +15,7 @@ import torch
 
 from foveal.batch import Batch
 from foveal.choice import Choice, choose
-from foveal.config import DTYPE_BYTES, read_json
+from foveal.config import CACHE_DTYPES, DTYPE_BYTES, read_json
 from foveal.errors import ConfigError
 from foveal.hub import EMBEDDED, resolve
 from foveal.media import ClipSampling, Limits
@@ -196,14 +196,16 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: str | None = None,
         bits: int | None = None,
+        kv_cache: str | None = None,
         revision: str | None = None,
     ) -> Pipeline:
         """Load a checkpoint folder or a hub name; None is the embedded model.
 
         dtype: "float32", "bfloat16" or "float16". bits: 8 or 4 packs the weights, on a CPU; 0 never does. Where neither is
-        given the checkpoint's own dtype is taken, and on a CPU what `choice.py` finds fastest of what is accurate. Raise
-        CheckpointError for files that are missing or do not fit one another, ConfigError for a dtype, a device or a width
-        that does not exist.
+        given the checkpoint's own dtype is taken, and on a CPU what `choice.py` finds fastest of what is accurate. kv_cache:
+        what keys and values are kept as, "float32", "bfloat16" or "int8"; by default as the weights are, beside packed ones
+        bfloat16. Raise CheckpointError for files that are missing or do not fit one another, ConfigError for a dtype, a device
+        or a width that does not exist.
         """
         try:
             where = torch.device(device)
@@ -211,6 +213,8 @@ class Pipeline:
             raise ConfigError(f"there is no device {device!r}; use cpu, cuda, cuda:1, ...") from error
         if dtype is not None and dtype not in DTYPE_BYTES:
             raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
+        if kv_cache is not None and kv_cache not in CACHE_DTYPES:
+            raise ConfigError(f"kv_cache is {kv_cache!r}; expected one of {', '.join(CACHE_DTYPES)}")
         directory = EMBEDDED if name is None else resolve(name, revision=revision)
         processor = Processor.from_checkpoint(directory)
         choice = None
@@ -219,6 +223,7 @@ class Pipeline:
             dtype, bits = choice.dtype, choice.bits
         wanted = dtype or ("float32" if where.type == "cpu" else processor.config.dtype)
         model = load_model(directory, dtype=getattr(torch, wanted), device=where, bits=bits or None)
+        model.kv_cache = None if kv_cache is None else getattr(torch, kv_cache)
         return cls(model, processor, "the embedded model" if name is None else str(name), choice)
 
     def sampling(self, **changes: Any) -> Sampling:

@@ -133,6 +133,10 @@ def test_bytes_equal_those_of_the_tensors() -> None:
     assert cost.weight_bytes == sum(p.nbytes for p in m.parameters())
     assert cost.kv_bytes == m.new_cache(capacity=16).num_bytes
     assert estimate(cfg, [], 10, new_tokens=6, dtype="float16").kv_bytes * 2 == cost.kv_bytes
+    m.kv_cache = torch.int8
+    small = estimate(cfg, [], 10, new_tokens=6, kv_cache="int8")
+    assert small.kv_bytes == m.new_cache(capacity=16).num_bytes and small.weight_bytes == cost.weight_bytes
+    assert 16 * (cost.decode_read_bytes - small.decode_read_bytes) == 10 * (cost.kv_bytes - small.kv_bytes)
 
 
 def test_only_visited_experts_count() -> None:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import foveal
 import foveal.generate as generate
+from foveal import kernels
 from foveal.config import ModelConfig
 from foveal.errors import CheckpointError, ConfigError, ContextError
 from foveal.generate import Pipeline, Reply
@@ -338,10 +340,24 @@ def test_loading_is_refused_in_one_line(tmp_path: Path) -> None:
     directory = tiny_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="dtype is 'int8'; expected one of float32, bfloat16, float16"):
         Pipeline.load(directory, dtype="int8")
+    with pytest.raises(ConfigError, match="kv_cache is 'int4'; expected one of float32, bfloat16, int8"):
+        Pipeline.load(directory, kv_cache="int4")
     with pytest.raises(ConfigError, match="there is no device 'gpu'"):
         Pipeline.load(directory, device="gpu")
     with pytest.raises(CheckpointError, match="neither a folder nor a hub name"):
         Pipeline.load(tmp_path / "nothing here")
+
+
+@pytest.mark.parametrize("kv_cache", [None, "float32", "bfloat16", "int8"])
+def test_what_a_cache_holds(tmp_path: Path, kv_cache: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind answers, with the kernels and without; the model keeps its own dtype."""
+    model = foveal.load(str(tiny_checkpoint(tmp_path)), kv_cache=kv_cache)
+    assert model.model.dtype == torch.float32
+    assert model.model.new_cache().dtype == getattr(torch, kv_cache or "float32")
+    said = [model.ask("?", picture(30, 50), budget=Budget(image=(1, 8)), sampling=Sampling(max_tokens=5)).answer.token_ids]
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    said.append(model.ask("?", picture(30, 50), budget=Budget(image=(1, 8)), sampling=Sampling(max_tokens=5)).answer.token_ids)
+    assert said[0] and said[0] == said[1]
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 import foveal
 from foveal.cli import tuning
-from foveal.cli.options import OUTPUT, Flag, MediaOptions, ModelOptions, SamplingOptions
+from foveal.cli.options import OUTPUT, Flag, KvCache, MediaOptions, ModelOptions, SamplingOptions
 
 app = App(
     name="foveal",
@@ -57,6 +57,7 @@ def plan(
         Parameter(name=["--model", "-m"], help="As in ask; a bare size such as 8B is a preset here, without a download."),
     ] = None,
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; the checkpoint's own by default.")] = None,
+    kv_cache: Annotated[KvCache, Parameter(help="What keys and values are kept as; by default as the weights.")] = "auto",
     media: MediaOptions | None = None,
     system: Annotated[str | None, Parameter(help="System message.")] = None,
     max_tokens: Annotated[int, Parameter(help="Length of the answer to make room for.")] = 256,
@@ -68,7 +69,8 @@ def plan(
     """
     from foveal.cli.plan import run
 
-    run(words, model, dtype, media or MediaOptions(), system, max_tokens, json)
+    kept = None if kv_cache == "auto" else kv_cache
+    run(words, model, dtype, kept, media or MediaOptions(), system, max_tokens, json)
 
 
 @app.command

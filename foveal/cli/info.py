@@ -10,7 +10,7 @@ from typing import Any
 
 from foveal.cli import session, show
 from foveal.cli.models import Target, describe
-from foveal.config import DTYPE_BYTES, ModelConfig, read_json
+from foveal.config import CACHE_DTYPES, DTYPE_BYTES, ModelConfig, read_json
 
 
 def run(name: str | None, as_json: bool) -> None:
@@ -34,7 +34,9 @@ def collect(target: Target) -> dict[str, Any]:
         "parameters": parameters_by_part(config),
         "weight_bytes": {dtype: config.weight_bytes(dtype) for dtype in DTYPE_BYTES},
         "packed_bytes": packed_bytes(config),
-        "kv_bytes_per_token": {dtype: config.text.kv_bytes_per_token(dtype) for dtype in DTYPE_BYTES},
+        "kv_bytes_per_token": {
+            dtype: config.text.kv_bytes_per_token(dtype) for dtype in dict.fromkeys((*DTYPE_BYTES, *CACHE_DTYPES))
+        },
         "special_tokens": special_tokens(config, target.directory),
         "machine": machine(),
         "speeds": speeds(target),
@@ -211,6 +213,8 @@ def _print(facts: dict[str, Any], config: ModelConfig) -> None:
          show.num_bytes(facts["kv_bytes_per_token"][dtype]))
         for dtype in DTYPE_BYTES
     ] + [(bits, show.num_bytes(size), "") for bits, size in facts["packed_bytes"].items()]  # fmt: skip
+    memory += [(f"{kind} cache", "", show.num_bytes(size)) for kind, size in facts["kv_bytes_per_token"].items()
+               if kind not in DTYPE_BYTES]  # fmt: skip
     out.print(show.table("\nmemory", memory, ("", "weights", "cache per token"), right=(1, 2)))
     tokens = facts["special_tokens"]
     shown = [(token, str(index)) for token, index in tokens.items() if token.startswith("<")][:40]

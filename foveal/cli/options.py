@@ -22,6 +22,7 @@ MEDIA = Group("Pictures and clips", sort_key=2)
 SAMPLING = Group("Answer", sort_key=3)
 OUTPUT = Group("Output", sort_key=4)
 
+KvCache = Literal["auto", "float32", "bfloat16", "int8"]
 Flag = Annotated[bool, Parameter(negative="", group=OUTPUT, show_default=False)]
 
 
@@ -41,6 +42,13 @@ class ModelOptions:
 
     quantize: Literal["none", "8", "4"] | None = None
     """Pack the weights to 8 or 4 bits while they are loaded, on CPUs: half or a quarter of the memory, and faster."""
+
+    kv_cache: KvCache = "auto"
+    """What keys and values are kept as; as the weights, beside packed ones bfloat16. int8: half of that, for long prompts."""
+
+    @property
+    def cache_dtype(self) -> str | None:
+        return None if self.kv_cache == "auto" else self.kv_cache
 
     @property
     def bits(self) -> int | None:

@@ -42,14 +42,14 @@ class PlannedMedia:
 
 
 def run(
-    words: tuple[str, ...], name: str | None, dtype: str | None, media: MediaOptions, system: str | None, max_tokens: int,
-    as_json: bool,
+    words: tuple[str, ...], name: str | None, dtype: str | None, kv_cache: str | None, media: MediaOptions,
+    system: str | None, max_tokens: int, as_json: bool,
 ) -> None:  # fmt: skip
     check_dtype(dtype)
     if max_tokens < 0:
         raise ConfigError(f"--max-tokens is {max_tokens}; expected 0 or more")
     inputs, target = read_inputs(words), describe(name)
-    facts = collect(inputs, target, media, system=system, dtype=dtype, max_tokens=max_tokens)
+    facts = collect(inputs, target, media, system=system, dtype=dtype, kv_cache=kv_cache, max_tokens=max_tokens)
     if target.note is not None:
         session.note(target.note)
     if as_json:
@@ -59,8 +59,9 @@ def run(
 
 
 def collect(
-    inputs: Inputs, target: Target, options: MediaOptions, *, system: str | None, dtype: str | None, max_tokens: int
-) -> dict[str, Any]:
+    inputs: Inputs, target: Target, options: MediaOptions, *, system: str | None, dtype: str | None, max_tokens: int,
+    kv_cache: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Lay the request out without its pixels and price it."""
     processor = None if target.directory is None else Processor.from_checkpoint(target.directory)
     config = target.config if processor is None else processor.config
@@ -74,7 +75,7 @@ def collect(
         segments = list(prompt.segments)
     sequence = lay_out(config, segments, media)
     cost = estimate(config, [(m.info.kind, [h * w for h, w in m.grids]) for m in media], len(sequence),
-                    new_tokens=max_tokens, dtype=dtype)  # fmt: skip
+                    new_tokens=max_tokens, dtype=dtype, kv_cache=kv_cache)  # fmt: skip
     fits = max(len(sequence), sequence.next_position) + max_tokens <= context
     return {
         "model": target.label,
@@ -89,6 +90,7 @@ def collect(
         "context_tokens": context,
         "fits": fits,
         "dtype": cost.dtype,
+        "kv_cache": cost.kv_cache,
         "memory_bytes": {"weights": cost.weight_bytes, "kv_cache": cost.kv_bytes, "patches": _patch_bytes(config, media)},
         "decode_read_bytes_per_token": cost.decode_read_bytes,
         "flops": _flops_json(cost),
@@ -202,7 +204,7 @@ def _print(facts: dict[str, Any]) -> None:
     memory = facts["memory_bytes"]
     out.print(show.table(f"\nmemory in {facts['dtype']}", [
         ("weights", show.num_bytes(memory["weights"])),
-        ("key-value cache", f"{show.num_bytes(memory['kv_cache'])}, prompt and answer"),
+        ("key-value cache", f"{show.num_bytes(memory['kv_cache'])}, prompt and answer, in {facts['kv_cache']}"),
         ("patches", f"{show.num_bytes(memory['patches'])}, 8 bits a value"),
         ("read for one token", f"{show.num_bytes(facts['decode_read_bytes_per_token'])} at least"),
     ]))  # fmt: skip

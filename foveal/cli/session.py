@@ -72,7 +72,9 @@ def load(options: ModelOptions, line: Progress) -> Pipeline:
     from foveal.generate import Pipeline
 
     try:
-        return Pipeline.load(options.model, device=options.device, dtype=options.dtype, bits=options.bits)
+        return Pipeline.load(
+            options.model, device=options.device, dtype=options.dtype, bits=options.bits, kv_cache=options.cache_dtype
+        )
     except HubError as e:
         from foveal.cli.models import without_weights
 

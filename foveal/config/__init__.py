@@ -2,9 +2,10 @@
 
 from foveal.config.file import read_json
 from foveal.config.presets import PRESETS, preset
-from foveal.config.shape import DTYPE_BYTES, ModelConfig, MoeConfig, RopeConfig, TextConfig, VisionConfig
+from foveal.config.shape import CACHE_DTYPES, DTYPE_BYTES, ModelConfig, MoeConfig, RopeConfig, TextConfig, VisionConfig
 
 __all__ = [
+    "CACHE_DTYPES",
     "DTYPE_BYTES",
     "PRESETS",
     "ModelConfig",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from foveal.errors import ConfigError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CACHE_DTYPES = ("float32", "bfloat16", "int8")  # what a key-value cache can be told to hold
 
 
 def _require_positive(what: str, values: Mapping[str, float]) -> None:
@@ -135,8 +136,9 @@ class TextConfig:
         return sum(self._layer_parameters(i, active=True) for i in range(self.num_hidden_layers))
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
-        """Bytes one token occupies in the key-value cache."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * DTYPE_BYTES[dtype]
+        """Bytes one token occupies in the key-value cache; in int8 every 32 numbers of a head have a float16 scale."""
+        head = self.head_dim + 2 * -(-self.head_dim // 32) if dtype == "int8" else self.head_dim * DTYPE_BYTES[dtype]
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * head
 
 
 @dataclass(frozen=True)

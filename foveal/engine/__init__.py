@@ -81,7 +81,7 @@ class Engine:
         self.pool = BlockPool(self.memory.num_blocks, s.block_size)
         self.store = KVPool(
             text.num_hidden_layers, text.num_key_value_heads, text.head_dim, num_blocks=self.memory.num_blocks,
-            block_size=s.block_size, dtype=model.new_cache(1).dtype, device=model.device,
+            block_size=s.block_size, dtype=model.cache_dtype, device=model.device,
         )  # fmt: skip
         self.metrics = Metrics()
         self.vision_cache = VisionCache(self.memory.vision_bytes)

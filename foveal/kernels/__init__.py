@@ -320,11 +320,27 @@ def attend(
     return out
 
 
-def quantise_cache(x: Array) -> tuple[Array, Array]:
-    """Quantise keys or values (..., H) float32: int8 codes of that shape, float16 scales (..., ceil(H / 32))."""
+def quantise_cache(x: Array, *, out: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+    """Quantise keys or values (..., H) float32: int8 codes of that shape, float16 scales (..., ceil(H / 32)).
+
+    `out` takes the result into arrays that exist, of x (G, T, H): views of a cache, the first axis strided. The first two axes
+    of x may then be, too. Raise FovealError for NaN, infinity and values beyond float16 scales.
+    """
     shape = tuple(int(n) for n in x.shape)
-    address = dense(x, "keys or values", ("float32",), shape)
-    codes, scales = empty(x, shape, "int8"), empty(x, (*shape[:-1], -(-shape[-1] // _GROUP)), "float16")
-    at = (facts(codes, "codes", ("int8",), len(shape))[0], facts(scales, "scales", ("float16",), len(shape))[0])
-    done(native().foveal_quantise_cache(address, math.prod(shape[:-1]), shape[-1], *at), "keys or values")
-    return codes, scales
+    dim, groups = shape[-1], -(-shape[-1] // _GROUP)
+    if out is None:
+        heads, rows, strides = 1, math.prod(shape[:-1]), (0, dim)
+        address = dense(x, "keys or values", ("float32",), shape)
+        codes, scales = out = empty(x, shape, "int8"), empty(x, (*shape[:-1], groups), "float16")
+        at = dense(codes, "codes", ("int8",), shape), dense(scales, "scales", ("float16",), (*shape[:-1], groups))
+        to_strides = 0, 0
+    else:
+        address, _, (*outer, inner) = facts(x, "keys or values", ("float32",), 3)
+        if inner != 1 and dim > 1:
+            raise ValueError(f"keys or values have strides {(*outer, inner)}; the last axis must be contiguous")
+        (heads, rows, _), strides = shape, (outer[0], outer[1])
+        codes_at, _, (code_stride,) = dense_rows(out[0], "codes", ("int8",), shape)
+        scales_at, _, (scale_stride,) = dense_rows(out[1], "scales", ("float16",), (heads, rows, groups))
+        at, to_strides = (codes_at, scales_at), (code_stride, scale_stride)
+    done(native().foveal_quantise_cache(address, heads, rows, dim, *strides, *at, *to_strides), "keys or values")
+    return out

@@ -263,6 +263,17 @@ struct attend_job {
     float *out;
 };
 
+enum { CACHE_ROWS = 64 }; /* a part */
+
+struct cache_job {
+    const float *x;
+    int64_t rows, heads, dim, row_stride, head_stride;
+    int8_t *codes;
+    uint16_t *scales;
+    int64_t code_stride, scale_stride;
+    atomic_int *status;
+};
+
 struct turn_job {
     const float *x, *weight, *cosines, *sines;
     float eps;
@@ -462,56 +473,80 @@ INLINE void product_part(const void *context, int64_t part) {
 /* One row of the cache to 8 bits, a float16 scale a group. */
 INLINE int quantise_cache_row(const float *x, int64_t dim, int8_t *codes, uint16_t *scales) {
     for (int64_t from = 0; from < dim; from += GROUP) {
-        int64_t end = least(from + GROUP, dim);
-        float amax = 0;
-        for (int64_t i = from; i < end; i++) {
-            if ((bits_of(x[i]) & 0x7fffffff) >= 0x7f800000) return NOT_FINITE;
-            amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
+        float v[GROUP] = {0};
+        int64_t count = least(GROUP, dim - from);
+        if (count == GROUP) memcpy(v, x + from, sizeof v);
+        else memcpy(v, x + from, (size_t)count * 4);
+        uint32_t top = 0; /* as in quantise_group */
+        for (int i = 0; i < GROUP; i++) {
+            uint32_t magnitude = bits_of(v[i]) & 0x7fffffff;
+            top = magnitude > top ? magnitude : top;
         }
-        uint16_t half = to_float16(amax / 127.0f);
+        if (top >= 0x7f800000) return NOT_FINITE;
+        uint16_t half = to_float16(float_of(top) / 127.0f);
         if (half == 0x7c00) return TOO_LARGE;
         *scales++ = half;
         float scale = from_float16(half), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
-        for (int64_t i = from; i < end; i++) {
-            float y = nearest(x[i] * inverse);
-            codes[i] = (int8_t)(y < -127.0f ? -127.0f : y > 127.0f ? 127.0f : y);
+        int8_t made[GROUP];
+        for (int i = 0; i < GROUP; i++) { /* a scale that was rounded down would make 128 of the largest */
+            float y = v[i] * inverse;
+            made[i] = (int8_t)(int32_t)nearest(y < -127.0f ? -127.0f : y > 127.0f ? 127.0f : y);
         }
+        if (count == GROUP) memcpy(codes + from, made, sizeof made);
+        else memcpy(codes + from, made, (size_t)count);
     }
     return DONE;
 }
 
-/* One row of the cache as float32; what lies beyond `dim` in `row` stays as it is. */
-INLINE void fetch(int type, const void *from, const uint16_t *scales, int64_t dim, float *row) {
-    if (type == FLOAT32) {
-        memcpy(row, from, (size_t)dim * 4);
-    } else if (type == BFLOAT16) {
-        for (int64_t i = 0; i < dim; i++) row[i] = from_bfloat16(((const uint16_t *)from)[i]);
-    } else {
-        for (int64_t g = 0; g * GROUP < dim; g++) {
-            float scale = from_float16(scales[g]);
-            const int8_t *codes = (const int8_t *)from + g * GROUP;
-            if (dim - g * GROUP >= GROUP) for (int i = 0; i < GROUP; i++) row[g * GROUP + i] = scale * codes[i];
-            else for (int i = 0; i < dim - g * GROUP; i++) row[g * GROUP + i] = scale * codes[i];
+/* A span of rows of the cache, in each of some heads; see foveal_quantise_cache. */
+INLINE void cache_part(const void *context, int64_t part) {
+    const struct cache_job *job = context;
+    int64_t groups = (job->dim + GROUP - 1) / GROUP, head = part % job->heads, first = part / job->heads * CACHE_ROWS;
+    for (int64_t at = first; at < least(first + CACHE_ROWS, job->rows); at++) {
+        int status = quantise_cache_row(job->x + at * job->row_stride + head * job->head_stride, job->dim,
+                                        job->codes + head * job->code_stride + at * job->dim,
+                                        job->scales + head * job->scale_stride + at * groups);
+        if (status) {
+            atomic_store(job->status, status);
+            return;
         }
     }
 }
 
-/* Eight and four floats; gcc and clang lower these to the vectors there are (gcc 12 does sixteen badly). */
+/* Eight numbers; gcc and clang lower these to the vectors there are (gcc 12 does sixteen badly). */
 typedef float float8s __attribute__((vector_size(32), may_alias));
+typedef float float8s_anywhere __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t words8 __attribute__((vector_size(32)));
+typedef int32_t words8_anywhere __attribute__((vector_size(32), aligned(1), may_alias));
 typedef float float4s __attribute__((vector_size(16)));
 
-/* a and b start on multiples of 64 bytes. */
-INLINE float dot(const float *a, const float *b, int64_t padded) {
-    float8s first = {0}, second = {0};
-    for (int64_t k = 0; k < padded; k += LANES) {
-        first += *(const float8s *)(a + k) * *(const float8s *)(b + k);
-        second += *(const float8s *)(a + k + 8) * *(const float8s *)(b + k + 8);
+/* A quarter of group `g` of a row of the cache, eight numbers; codes of 8 bits without their scale. Narrow numbers are cut out
+ * of 32-bit words by shifts, which every instruction set has, and so come in another order: see `place`. */
+INLINE void quarter(const int type, const char *row, int64_t g, const int i, float8s *to) {
+    if (type == FLOAT32) {
+        *to = *(const float8s_anywhere *)(row + 4 * (g * GROUP + 8 * i));
+    } else if (type == BFLOAT16) {
+        words8 pairs = *(const words8_anywhere *)(row + 2 * (g * GROUP + i / 2 * 16));
+        *to = (float8s)(i % 2 ? pairs & (int32_t)0xffff0000 : pairs << 16);
+    } else {
+        words8 fours = *(const words8_anywhere *)(row + g * GROUP);
+        *to = __builtin_convertvector(fours << (24 - 8 * i) >> 24, float8s);
     }
-    first += second;
-    float4s low, high;
-    memcpy(&low, &first, 16), memcpy(&high, (const char *)&first + 16, 16);
-    low += high;
-    return (low[0] + low[2]) + (low[1] + low[3]);
+}
+
+/* Where number i of a row stands among the quarters of its groups. */
+INLINE int64_t place(const int type, int64_t i) {
+    int64_t in = i % GROUP;
+    if (type == BFLOAT16) in = in / 16 * 16 + in % 2 * 8 + in % 16 / 2;
+    if (type == INT8) in = in % 4 * 8 + in / 4;
+    return i / GROUP * GROUP + in;
+}
+
+/* A row of the cache that can be read in whole groups: itself, or, where it ends inside one, a copy with zeros behind it. */
+INLINE const char *whole_row(const char *row, int64_t dim, int64_t size, char *copy) {
+    if (dim % GROUP == 0) return row;
+    for (int64_t i = 0; i < dim * size; i++) copy[i] = row[i];
+    return copy;
 }
 
 /* Ask for the row that many rows after this one. */
@@ -519,65 +554,146 @@ INLINE void fetch_ahead(const char *row, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + ROWS_AHEAD * bytes + at);
 }
 
-/* One key-value head and all query heads that share it: every key and value is read once. The softmax is kept running:
- * `peak` is the largest score so far, and what was summed under a smaller one is scaled down when it grows. */
-INLINE void attend_part(const void *context, int64_t head) {
-    const struct attend_job *job = context;
-    int64_t shared = job->heads / job->kv_heads, dim = job->dim, padded = (dim + LANES - 1) / LANES * LANES;
-    int64_t size = job->type == FLOAT32 ? 4 : job->type == BFLOAT16 ? 2 : 1, dim_groups = (dim + GROUP - 1) / GROUP;
-    const char *keys = (const char *)job->keys + head * job->key_stride * size;
-    const char *values = (const char *)job->values + head * job->value_stride * size;
-    const uint16_t *key_scales = job->key_scales ? job->key_scales + head * job->key_scale_stride : NULL;
-    const uint16_t *value_scales = job->value_scales ? job->value_scales + head * job->value_scale_stride : NULL;
-    ALIGNED float q[MOST_SHARED * MOST_DIM], sum[MOST_SHARED * MOST_DIM], rows[TOGETHER * MOST_DIM];
+struct span { /* up to POSITIONS rows of keys, or of values, of one key-value head */
+    const char *rows;
+    const uint16_t *scales; /* of INT8 */
+    int64_t count, dim, groups;
+};
+
+INLINE int64_t size_of(const int type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
+
+/* Scores of some query heads, q (heads, groups * GROUP), with a span of keys. A group's scale is multiplied with its sum. */
+INLINE void score_span(const int type, const int heads, const struct span *keys, const float *q, float (*score)[POSITIONS]) {
+    const int64_t padded = keys->groups * GROUP, bytes = keys->dim * size_of(type);
+    ALIGNED char copy[4 * MOST_DIM];
+    float scales[POSITIONS * MOST_DIM / GROUP];
+    if (keys->dim % GROUP) memset(copy, 0, sizeof copy);
+    if (type == INT8) for (int64_t i = 0; i < keys->count * keys->groups; i++) scales[i] = from_float16(keys->scales[i]);
+    for (int64_t s = 0; s < keys->count; s++) {
+        fetch_ahead(keys->rows + s * bytes, bytes);
+        const char *row = whole_row(keys->rows + s * bytes, keys->dim, size_of(type), copy);
+        float8s sum[2] = {{0}};
+        for (int64_t g = 0; g < keys->groups; g++) {
+            float8s k[4];
+            UNROLL for (int i = 0; i < 4; i++) quarter(type, row, g, i, k + i);
+            UNROLL for (int r = 0; r < heads; r++) {
+                const float8s *with = (const float8s *)(q + r * padded + g * GROUP);
+                float8s part = (with[0] * k[0] + with[1] * k[1]) + (with[2] * k[2] + with[3] * k[3]);
+                if (type == INT8) part *= scales[s * keys->groups + g];
+                sum[r] += part;
+            }
+        }
+        UNROLL for (int r = 0; r < heads; r++) {
+            float4s low, high;
+            memcpy(&low, &sum[r], 16), memcpy(&high, (const char *)&sum[r] + 16, 16);
+            low += high;
+            score[r][s] = (low[0] + low[2]) + (low[1] + low[3]);
+        }
+    }
+}
+
+/* Add a span of values, each times its score, to sums (heads, groups * GROUP): TOGETHER values at a time, so that sums are
+ * loaded and stored once for these. */
+INLINE void add_span(const int type, const int heads, const struct span *values, float (*score)[POSITIONS], float *sum) {
+    const int64_t padded = values->groups * GROUP, bytes = values->dim * size_of(type);
+    const int64_t scaled = type == INT8 ? values->groups : 1; /* weights of a row: its score times each scale */
+    static const ALIGNED char none[4 * MOST_DIM];
+    ALIGNED char copies[TOGETHER][4 * MOST_DIM];
+    float scales[POSITIONS * MOST_DIM / GROUP], weight[2][MOST_DIM / GROUP][POSITIONS];
+    if (values->dim % GROUP) memset(copies, 0, sizeof copies);
+    if (type == INT8) for (int64_t i = 0; i < values->count * scaled; i++) scales[i] = from_float16(values->scales[i]);
+    for (int64_t g = 0; g < scaled; g++) {
+        float scale[POSITIONS] = {0};
+        for (int64_t s = 0; s < values->count; s++) scale[s] = type == INT8 ? scales[s * scaled + g] : 1.0f;
+        UNROLL for (int r = 0; r < heads; r++)
+            for (int s = 0; s < POSITIONS; s++) weight[r][g][s] = score[r][s] * scale[s];
+    }
+    for (int64_t s = 0; s < values->count; s += TOGETHER) {
+        const char *rows[TOGETHER];
+        UNROLL for (int j = 0; j < TOGETHER; j++) {
+            const char *row = values->rows + (s + j) * bytes;
+            fetch_ahead(row, bytes);
+            rows[j] = s + j < values->count ? whole_row(row, values->dim, size_of(type), copies[j]) : none;
+        }
+        for (int64_t g = 0; g < values->groups; g++) {
+            UNROLL for (int i = 0; i < 4; i++) {
+                float8s v[TOGETHER];
+                UNROLL for (int j = 0; j < TOGETHER; j++) quarter(type, rows[j], g, i, v + j);
+                UNROLL for (int r = 0; r < heads; r++) {
+                    const float *w = weight[r][type == INT8 ? g : 0] + s;
+                    float8s *to = (float8s *)(sum + r * padded + g * GROUP) + i;
+                    *to += (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
+                }
+            }
+        }
+    }
+}
+
+/* The same for any number of heads: two at a time, so that what is cut out of a row serves both. */
+#define BY_HEADS(call)                           \
+    do {                                         \
+        int64_t r = 0;                           \
+        for (; r + 2 <= shared; r += 2) call(2); \
+        if (r < shared) call(1);                 \
+    } while (0)
+
+/* One key-value head and all query heads that share it: every key and value is read from memory once. The softmax is kept
+ * running: `peak` is the largest score so far, and what was summed under a smaller one is scaled down when it grows. */
+INLINE void attend_typed(const int type, const struct attend_job *job, int64_t head) {
+    const int64_t shared = job->heads / job->kv_heads, dim = job->dim, groups = (dim + GROUP - 1) / GROUP, padded = groups * GROUP;
+    const int64_t bytes = dim * size_of(type);
+    const char *keys = (const char *)job->keys + head * job->key_stride * size_of(type);
+    const char *values = (const char *)job->values + head * job->value_stride * size_of(type);
+    const uint16_t *key_scales = type == INT8 ? job->key_scales + head * job->key_scale_stride : NULL;
+    const uint16_t *value_scales = type == INT8 ? job->value_scales + head * job->value_scale_stride : NULL;
+    ALIGNED float q[MOST_SHARED * MOST_DIM], sum[MOST_SHARED * MOST_DIM];
     float score[MOST_SHARED][POSITIONS], peak[MOST_SHARED], total[MOST_SHARED];
     memset(q, 0, (size_t)(shared * padded) * 4);
     memset(sum, 0, (size_t)(shared * padded) * 4);
-    memset(rows, 0, sizeof rows);
     for (int64_t r = 0; r < shared; r++) {
-        for (int64_t i = 0; i < dim; i++) q[r * padded + i] = job->q[(head * shared + r) * dim + i] * job->scale;
+        for (int64_t i = 0; i < dim; i++) q[r * padded + place(type, i)] = job->q[(head * shared + r) * dim + i] * job->scale;
         peak[r] = -INFINITY;
         total[r] = 0;
     }
     for (int64_t first = 0; first < job->positions; first += POSITIONS) {
         int64_t count = least(POSITIONS, job->positions - first);
-        for (int64_t s = 0; s < count; s++) {
-            int64_t at = first + s;
-            fetch_ahead(keys + at * dim * size, dim * size);
-            fetch(job->type, keys + at * dim * size, key_scales ? key_scales + at * dim_groups : NULL, dim, rows);
-            for (int64_t r = 0; r < shared; r++) score[r][s] = dot(q + r * padded, rows, padded);
-        }
+        struct span k = {keys + first * bytes, type == INT8 ? key_scales + first * groups : NULL, count, dim, groups};
+        struct span v = {values + first * bytes, type == INT8 ? value_scales + first * groups : NULL, count, dim, groups};
+#define SCORE(heads) score_span(type, heads, &k, q + r * padded, score + r)
+        BY_HEADS(SCORE);
+#undef SCORE
         for (int64_t r = 0; r < shared; r++) {
-            float top = peak[r];
-            for (int64_t s = 0; s < count; s++) top = score[r][s] > top ? score[r][s] : top;
+            float top = peak[r], most[8], part[8] = {0}; /* in eight lanes: one after the other they would wait for each other */
+            for (int64_t s = count; s < POSITIONS; s++) score[r][s] = -INFINITY;
+            for (int i = 0; i < 8; i++) most[i] = top;
+            for (int s = 0; s < POSITIONS; s += 8)
+                for (int i = 0; i < 8; i++) most[i] = score[r][s + i] > most[i] ? score[r][s + i] : most[i];
+            for (int i = 0; i < 8; i++) top = most[i] > top ? most[i] : top;
             if (top > peak[r]) {
                 float shrink = first ? exponential(peak[r] - top) : 0.0f;
                 total[r] *= shrink;
                 for (int64_t i = 0; i < padded; i++) sum[r * padded + i] *= shrink;
                 peak[r] = top;
             }
-            for (int64_t s = count; s < POSITIONS; s++) score[r][s] = -INFINITY;
-            for (int64_t s = 0; s < POSITIONS; s++) score[r][s] = exponential(score[r][s] - top);
-            for (int64_t s = 0; s < count; s++) total[r] += score[r][s];
+            for (int s = 0; s < POSITIONS; s++) score[r][s] = exponential(score[r][s] - top);
+            for (int64_t s = count; s < POSITIONS; s++) score[r][s] = 0;
+            for (int s = 0; s < POSITIONS; s += 8)
+                for (int i = 0; i < 8; i++) part[i] += score[r][s + i];
+            for (int i = 0; i < 8; i++) total[r] += part[i];
         }
-        for (int64_t s = 0; s < count; s += TOGETHER) { /* four values at a time: the sums are loaded and stored once */
-            int64_t some = least(TOGETHER, count - s);
-            for (int64_t j = 0; j < some; j++) {
-                int64_t at = first + s + j;
-                fetch_ahead(values + at * dim * size, dim * size);
-                fetch(job->type, values + at * dim * size, value_scales ? value_scales + at * dim_groups : NULL, dim,
-                      rows + j * padded);
-            }
-            for (int64_t r = 0; r < shared; r++) {
-                float p[TOGETHER] = {0}, *to = sum + r * padded;
-                for (int64_t j = 0; j < some; j++) p[j] = score[r][s + j];
-                for (int64_t i = 0; i < padded; i++)
-                    to[i] += (p[0] * rows[i] + p[1] * rows[padded + i]) + (p[2] * rows[2 * padded + i] + p[3] * rows[3 * padded + i]);
-            }
-        }
+#define ADD(heads) add_span(type, heads, &v, score + r, sum + r * padded)
+        BY_HEADS(ADD);
+#undef ADD
     }
     for (int64_t r = 0; r < shared; r++)
-        for (int64_t i = 0; i < dim; i++) job->out[(head * shared + r) * dim + i] = sum[r * padded + i] / total[r];
+        for (int64_t i = 0; i < dim; i++) job->out[(head * shared + r) * dim + i] = sum[r * padded + place(type, i)] / total[r];
+}
+
+INLINE void attend_part(const void *context, int64_t head) {
+    const struct attend_job *job = context;
+    if (job->type == FLOAT32) attend_typed(FLOAT32, job, head);
+    else if (job->type == BFLOAT16) attend_typed(BFLOAT16, job, head);
+    else attend_typed(INT8, job, head);
 }
 
 #define EACH_TARGET(name, target)                                                                          \
@@ -585,6 +701,7 @@ INLINE void attend_part(const void *context, int64_t head) {
     target static void pack_##name(const void *job, int64_t part) { pack_part(job, part); }                \
     target static void product_##name(const void *job, int64_t part) { product_part(job, part); }          \
     target static void attend_##name(const void *job, int64_t part) { attend_part(job, part); }            \
+    target static void cache_##name(const void *job, int64_t part) { cache_part(job, part); }              \
     target static void turn_##name(const void *job, int64_t part) { turn_part(job, part); }
 
 /* ---------------------------------------------------------------- tiles: portable C */
@@ -818,9 +935,9 @@ EACH_TARGET(dotprod, DOTPROD)
 struct path {
     const char *name;
     tile_fn *tile8, *tile4;
-    part_fn *quantise, *pack, *product, *attend, *turn;
+    part_fn *quantise, *pack, *product, *attend, *cache, *turn;
 };
-#define PATH(name) {#name, tile8_##name, tile4_##name, quantise_##name, pack_##name, product_##name, attend_##name, turn_##name}
+#define PATH(name) {#name, tile8_##name, tile4_##name, quantise_##name, pack_##name, product_##name, attend_##name, cache_##name, turn_##name}
 
 static const struct path paths[] = { /* slowest first */
     PATH(portable),
@@ -906,7 +1023,7 @@ static void quantise_rows(const struct path *p, const float *x, const float *nor
  * All return a status; pointers are the caller's, strides are in elements, T may be 0. The Python side checks shapes.
  */
 
-EXPORT int foveal_interface(void) { return 3; } /* to be raised when a signature or a layout changes */
+EXPORT int foveal_interface(void) { return 4; } /* to be raised when a signature or a layout changes */
 
 /* The name of path `index`, NULL past the last; an empty name where this machine lacks it. */
 EXPORT const char *foveal_path_name(int index) { return index < 0 || index >= PATHS ? NULL : present(index) ? paths[index].name : ""; }
@@ -1000,12 +1117,16 @@ EXPORT int foveal_turn(const float *x, const float *weight, float eps, const flo
     return DONE;
 }
 
-/* Rows of a key-value cache to 8 bits: x (rows, dim) -> codes (rows, dim), float16 scales (rows, groups of 32). */
-EXPORT int foveal_quantise_cache(const float *x, int64_t rows, int64_t dim, int8_t *codes, uint16_t *scales) {
-    int status = DONE;
-    for (int64_t at = 0; at < rows && !status; at++)
-        status = quantise_cache_row(x + at * dim, dim, codes + at * dim, scales + at * ((dim + GROUP - 1) / GROUP));
-    return status;
+/* Keys or values to 8 bits: x (heads, rows, dim), dim dense -> codes (heads, rows, dim), float16 scales (heads, rows, groups of
+ * 32), of both the last two axes dense. */
+EXPORT int foveal_quantise_cache(const float *x, int64_t heads, int64_t rows, int64_t dim, int64_t head_stride,
+                                 int64_t row_stride, int8_t *codes, uint16_t *scales, int64_t code_stride,
+                                 int64_t scale_stride) {
+    if (heads < 0 || rows < 0 || dim < 1) return BAD_ARGUMENT;
+    atomic_int status = DONE;
+    struct cache_job job = {x, rows, heads, dim, row_stride, head_stride, codes, scales, code_stride, scale_stride, &status};
+    run(path()->cache, &job, (rows + CACHE_ROWS - 1) / CACHE_ROWS * heads);
+    return atomic_load(&status);
 }
 
 /* ---------------------------------------------------------------- exported: a step of decoding
@@ -1058,16 +1179,21 @@ static void attends_part(const void *context, int64_t part) {
 }
 
 /* Put a token's keys or values (kv_heads, dim) behind what a layer of a sequence's cache has. */
-static int append(const struct decoder *d, const float *rows, char *to, uint16_t *scales, const struct cached *c) {
-    int status = DONE;
-    int64_t groups = (d->dim + GROUP - 1) / GROUP;
-    for (int64_t head = 0; head < d->kv_heads && !status; head++, rows += d->dim) {
-        int64_t at = head * c->head_stride + c->length * d->dim;
-        if (c->type == FLOAT32) memcpy((float *)to + at, rows, (size_t)d->dim * 4);
-        else if (c->type == BFLOAT16) for (int64_t i = 0; i < d->dim; i++) ((uint16_t *)to)[at + i] = to_bfloat16(rows[i]);
-        else status = quantise_cache_row(rows, d->dim, (int8_t *)to + at, scales + head * c->scale_head_stride + c->length * groups);
+static int append(const struct path *p, const struct decoder *d, const float *rows, char *to, uint16_t *scales,
+                  const struct cached *c) {
+    int64_t at = c->length * d->dim;
+    if (c->type == INT8) {
+        atomic_int status = DONE;
+        struct cache_job job = {rows, 1, d->kv_heads, d->dim, 0, d->dim, (int8_t *)to + at,
+                                scales + c->length * ((d->dim + GROUP - 1) / GROUP), c->head_stride, c->scale_head_stride, &status};
+        for (int64_t head = 0; head < d->kv_heads; head++) p->cache(&job, head); /* too little to wake others for */
+        return atomic_load(&status);
     }
-    return status;
+    for (int64_t head = 0; head < d->kv_heads; head++, rows += d->dim, at += c->head_stride) {
+        if (c->type == FLOAT32) memcpy((float *)to + at, rows, (size_t)d->dim * 4);
+        else for (int64_t i = 0; i < d->dim; i++) ((uint16_t *)to)[at + i] = to_bfloat16(rows[i]);
+    }
+    return DONE;
 }
 
 struct scratch { /* of one step */
@@ -1119,8 +1245,8 @@ static int attention(const struct path *p, const struct decoder *d, const struct
         uint16_t *key_scales = NULL, *value_scales = NULL;
         if (c->type == INT8)
             key_scales = c->key_scales + index * c->scale_layer_stride, value_scales = c->value_scales + index * c->scale_layer_stride;
-        int status = append(d, s->k + t * l->k.rows, keys, key_scales, c);
-        if (!status) status = append(d, s->v + t * l->v.rows, values, value_scales, c);
+        int status = append(p, d, s->k + t * l->k.rows, keys, key_scales, c);
+        if (!status) status = append(p, d, s->v + t * l->v.rows, values, value_scales, c);
         if (status) return status;
         s->attends[t] = (struct attend_job){
             s->q + t * l->q.rows, keys, values, key_scales, value_scales, (int)c->type, d->heads, d->kv_heads, c->length + 1, d->dim,

@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("foveal_kernels.c")
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math")  # fmt: skip
-INTERFACE = 3
+INTERFACE = 4
 _REMEDY = (
     "install a C compiler (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install) "
     "or name one in the environment variable CC"
@@ -116,7 +116,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
             pointer,
         ),
         "foveal_turn": (pointer, pointer, real, pointer, pointer, count, count, count, pointer),
-        "foveal_quantise_cache": (pointer, count, count, pointer, pointer),
+        "foveal_quantise_cache": (pointer, count, count, count, count, count, pointer, pointer, count, count),
         "foveal_read": (pointer, count),
         "foveal_step_scratch": (pointer, count),
         "foveal_step": (pointer, pointer, count, pointer, pointer, pointer, pointer, pointer),

@@ -28,6 +28,7 @@ class Qwen3VL(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.kv_cache: torch.dtype | None = None  # what new caches hold; None: see `cache_dtype`
         self.visual = VisionModel(config.vision)
         self.language_model = TextModel(config.text, config.vision.tap_layers)
         self.lm_head: nn.Module | None = None
@@ -41,6 +42,15 @@ class Qwen3VL(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.language_model.norm.weight.dtype  # of all weights but packed ones
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What a new cache holds: as `kv_cache` says, else the weights' dtype, beside packed weights bfloat16.
+
+        At 2,000 tokens a float32 cache of the 2B shape would be a quarter more to read beside 8-bit weights.
+        """
+        packed = isinstance(self.language_model.embed_tokens, PackedEmbedding)
+        return self.kv_cache or (torch.bfloat16 if packed else self.dtype)
 
     def encode(self, media: Sequence[Patches] | PatchBatch) -> VisionTokens:
         """Turn the patches of pictures and clips into vision tokens, all media in one pass."""
@@ -73,14 +83,11 @@ class Qwen3VL(nn.Module):
         return table.score(hidden) if isinstance(table, PackedEmbedding) else F.linear(hidden, table.weight)
 
     def new_cache(self, capacity: int = 256) -> KVCache:
-        """Make an empty cache for one request: in the weights' dtype, of a packed model in bfloat16.
-
-        At 2,000 tokens a float32 cache of the 2B shape would be a quarter more to read beside 8-bit weights.
-        """
-        text, packed = self.config.text, isinstance(self.language_model.embed_tokens, PackedEmbedding)
+        """Make an empty cache of `cache_dtype` for one request."""
+        text = self.config.text
         return KVCache(
             text.num_hidden_layers, text.num_key_value_heads, text.head_dim,
-            dtype=torch.bfloat16 if packed else self.dtype, device=self.device, capacity=capacity,
+            dtype=self.cache_dtype, device=self.device, capacity=capacity,
         )  # fmt: skip
 
     @torch.no_grad()

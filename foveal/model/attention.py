@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal import kernels
+from foveal.model.store import Kept, KVStore, native, widen
 
 
 class KVCache:
-    """Keys and values of one request in all layers; grows by doubling.
+    """Keys and values of one request in all layers, as floats or, of dtype int8, in 8 bits; grows by doubling.
 
     `length` counts the tokens every layer holds. A forward pass first writes all its layers, then advances it once.
     """
@@ -29,11 +30,11 @@ class KVCache:
         capacity: int = 256,
     ) -> None:  # fmt: skip
         self.length = 0
-        self._store = torch.empty(num_layers, 2, num_kv_heads, capacity, head_dim, dtype=dtype, device=device)
+        self._store = KVStore(num_layers, num_kv_heads, head_dim, slots=capacity, dtype=dtype, device=device)
 
     @property
     def num_bytes(self) -> int:
-        return self._store.nbytes
+        return self._store.num_bytes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,24 +42,19 @@ class KVCache:
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more; copies at most log2 times over a request's life."""
-        need, have = self.length + tokens, self._store.shape[3]
+        need, have = self.length + tokens, self._store.slots
         if need > have:
-            old = self._store
-            shape = list(old.shape)
-            shape[3] = max(need, 2 * have)
-            self._store = old.new_empty(shape)
-            self._store[:, :, :, : self.length] = old[:, :, :, : self.length]
+            self._store.grow(max(need, 2 * have), self.length)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (T, G, H) rows to a layer; return all its keys and values, (G, length + T, H)."""
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> Kept:
+        """Append (T, G, H) rows to a layer; return all it keeps, (G, length + T, H)."""
         end = self.length + keys.shape[0]
-        place = self._store[layer, :, :, self.length : end]
-        place[0], place[1] = keys.transpose(0, 1), values.transpose(0, 1)
-        return self._store[layer, 0, :, :end], self._store[layer, 1, :, :end]
+        self._store.write(layer, slice(self.length, end), keys, values)
+        return self._store.read(layer, slice(0, end))
 
-    def views(self) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values of all layers, each (L, G, capacity, H), or None where they do not lie in a row."""
-        return self._store[:, 0], self._store[:, 1]
+    def views(self) -> Kept | None:
+        """Return what all layers keep, (L, G, capacity, H) each, or None where it does not lie in a row."""
+        return self._store.views(slice(None))
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
@@ -129,15 +125,17 @@ def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[
     return groups, torch.from_numpy(np.argsort(np.concatenate(packed))).to(device)
 
 
-def attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend with q (n, N, H) as the last n of the S positions in keys and values (G, S, H)."""
+def attend_one(q: Tensor, *kept: Tensor) -> Tensor:
+    """Attend with q (n, N, H) as the last n of the S positions in keys and values (G, S, H), kept as `KVStore` keeps them."""
     n, heads, dim = q.shape
-    groups, total = keys.shape[0], keys.shape[1]
-    if keys.dtype != q.dtype:  # a packed model's cache
-        if n == 1:
-            one: Tensor = kernels.attend(q[0], keys, values)
+    if kept[0].dtype != q.dtype:
+        if n == 1 and native(q):
+            key_scales, value_scales = kept[2:] or (None, None)
+            one: Tensor = kernels.attend(q[0], *kept[:2], key_scales=key_scales, value_scales=value_scales)
             return one[None]
-        keys, values = keys.to(q.dtype), values.to(q.dtype)
+        kept = widen(kept, q.dtype)
+    keys, values = kept
+    groups, total = keys.shape[0], keys.shape[1]
     if n == 1:
         # One query a group of heads: the heads take the place of the positions, and no key is copied.
         grouped = q.view(1, groups, heads // groups, dim)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foveal.model.attention import CacheBatch, KVCache, attend_one
+from foveal.model.store import Kept, KVStore
 
 
 class KVPool:
@@ -24,18 +25,20 @@ class KVPool:
         device: torch.device | str,
     ) -> None:  # fmt: skip
         self.num_blocks, self.block_size = num_blocks, block_size
-        slots = num_blocks * block_size
-        self.store = torch.empty(num_layers, 2, num_kv_heads, slots, head_dim, dtype=dtype, device=device)
+        self.store = KVStore(
+            num_layers, num_kv_heads, head_dim, slots=num_blocks * block_size, dtype=dtype, device=device
+        )  # fmt: skip
 
     @property
     def num_bytes(self) -> int:
-        return self.store.nbytes
+        return self.store.num_bytes
 
     def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy whole blocks, all layers of them."""
-        blocks = self.store.unflatten(3, (self.num_blocks, self.block_size))
-        device = self.store.device
-        blocks[:, :, :, torch.tensor(target, device=device)] = blocks[:, :, :, torch.tensor(source, device=device)]
+        to, what = (torch.tensor(blocks, device=self.store.device) for blocks in (target, source))
+        for part in self.store.parts:
+            blocks = part.unflatten(3, (self.num_blocks, self.block_size))
+            blocks[:, :, :, to] = blocks[:, :, :, what]
 
 
 class PagedCache(KVCache):
@@ -88,22 +91,19 @@ class PagedCache(KVCache):
         places = torch.tensor(self.blocks)[:, None] * size + torch.arange(size)
         return places.view(-1)[start:stop]
 
-    def views(self) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values of all layers, each (L, G, capacity, H), or None where they do not lie in a row."""
+    def views(self) -> Kept | None:
+        """Return what all layers keep, (L, G, capacity, H) each, or None where it does not lie in a row."""
         place = self.slots(0, self.capacity)
         if not isinstance(place, slice) or not self.blocks:
             return None
-        return self.pool.store[:, 0, :, place], self.pool.store[:, 1, :, place]
+        return self.pool.store.views(place)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (T, G, H) rows to a layer; return all its keys and values, (G, length + T, H), copied if scattered."""
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> Kept:
+        """Append (T, G, H) rows to a layer; return all it keeps, (G, length + T, H), copied if scattered."""
         end = self.length + keys.shape[0]
-        place, device = self.slots(self.length, end), keys.device
-        store = self.pool.store[layer]
-        index = place if isinstance(place, slice) else place.to(device)
-        store[0][:, index], store[1][:, index] = keys.transpose(0, 1), values.transpose(0, 1)
-        view = self.slots(0, end)
-        return _take(store, view if isinstance(view, slice) else view.to(device))
+        new, all_of_it = (_on(place, keys.device) for place in (self.slots(self.length, end), self.slots(0, end)))
+        self.pool.store.write(layer, new, keys, values)
+        return self.pool.store.read(layer, all_of_it)
 
 
 class PagedCaches(CacheBatch):
@@ -124,10 +124,7 @@ class PagedCaches(CacheBatch):
             self._new = new[0]
         else:
             self._new = torch.cat([_numbers(place) for place in new]).to(device)
-        self._places = [
-            place if isinstance(place := cache.slots(0, cache.length + n), slice) else place.to(device)
-            for cache, n in zip(caches, lengths, strict=True)
-        ]
+        self._places = [_on(cache.slots(0, cache.length + n), device) for cache, n in zip(caches, lengths, strict=True)]
 
     @overload
     def __getitem__(self, index: int) -> PagedCache: ...
@@ -141,15 +138,11 @@ class PagedCaches(CacheBatch):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int) -> Tensor:
         """Write the new rows of all sequences, then attend as `attend` does."""
-        store = self._pool.store[layer]
-        if isinstance(self._new, slice):
-            store[0, :, self._new], store[1, :, self._new] = k.transpose(0, 1), v.transpose(0, 1)
-        else:
-            store[0].index_copy_(1, self._new, k.transpose(0, 1).to(store.dtype))
-            store[1].index_copy_(1, self._new, v.transpose(0, 1).to(store.dtype))
+        store = self._pool.store
+        store.write(layer, self._new, k, v)
         out, start = [], 0
         for n, place in zip(lengths, self._places, strict=True):
-            out.append(attend_one(q[start : start + n], *_take(store, place)))
+            out.append(attend_one(q[start : start + n], *store.read(layer, place)))
             start += n
         return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -158,8 +151,5 @@ def _numbers(place: slice | Tensor) -> Tensor:
     return torch.arange(place.start, place.stop) if isinstance(place, slice) else place
 
 
-def _take(store: Tensor, place: slice | Tensor) -> tuple[Tensor, Tensor]:
-    """Read keys and values (G, S, H) of a layer (2, G, slots, H): a view, or a copy of what is scattered."""
-    if isinstance(place, slice):
-        return store[0, :, place], store[1, :, place]
-    return store[0].index_select(1, place), store[1].index_select(1, place)
+def _on(place: slice | Tensor, device: torch.device) -> slice | Tensor:
+    return place if isinstance(place, slice) else place.to(device)

@@ -41,7 +41,8 @@ class DecodeStep:
             views = cache.views()
             if views is None:
                 return False
-            cached.append(Cached(*views, cache.length))
+            key_scales, value_scales = views[2:] or (None, None)
+            cached.append(Cached(views[0], views[1], cache.length, key_scales, value_scales))
         self._step(x, *tables, cached)
         return True
 

@@ -81,9 +81,10 @@ class _View:
     def data(self) -> dict[str, Any]:
         prefill, decode = self._passes()
         config, stats = self.pipeline.processor.config, self.answer.stats
-        dtype = str(self.pipeline.model.dtype).removeprefix("torch.")
+        model = self.pipeline.model
+        dtype, kept = (str(one).removeprefix("torch.") for one in (model.dtype, model.cache_dtype))
         cost = estimate(config, [(p.kind, p.lengths()) for p in self.request.patches], len(self.request.sequence),
-                        new_tokens=len(decode), dtype=dtype)  # fmt: skip
+                        new_tokens=len(decode), dtype=dtype, kv_cache=kept)  # fmt: skip
         return {
             "model": self.pipeline.name,
             "machine": _machine(self.pipeline),

@@ -20,6 +20,7 @@ from foveal.config import PRESETS, preset
 from foveal.errors import HubError
 from foveal.generate import EMBEDDED, Answer, Piece, Stats
 from foveal.limits import PATHS
+from foveal.processor import Processor
 from tests.command import Done, Run, tiny_config
 
 
@@ -109,6 +110,8 @@ def test_question_from_stdin(run_foveal: Run, checkpoint: str, monkeypatch: pyte
         (["ask", "q", "-m", "overview"], "preset without weights"),
         (["ask", "q", "--device", "tpu"], "--device is 'tpu'"),
         (["ask", "q", "--dtype", "int3"], "--dtype"),
+        (["ask", "q", "--kv-cache", "int4"], "--kv-cache"),
+        (["plan", "q", "-m", "8B", "--kv-cache", "int4"], "--kv-cache"),
         (["ask", "q", "--fps", "2", "--frames", "3"], "exclude each other"),
         (["plan", "q", "-m", "9B"], "presets are 2B"),
         (["plan", "q", "-m", "8B", "--dtype", "int3"], "--dtype is 'int3'"),
@@ -233,7 +236,8 @@ def test_info_of_presets(run_foveal: Run, name: str) -> None:
     assert len(facts["architecture"]["taps"]) == len(config.vision.taps)
     assert facts["machine"]["threads"] >= 1
     table = run_foveal("info", name).out
-    for text in (f"{total:,}", f"{config.text.max_position_embeddings:,} tokens", "151655", "cache per token"):
+    assert facts["kv_bytes_per_token"]["int8"] == 17 / 32 * facts["kv_bytes_per_token"]["bfloat16"]
+    for text in (f"{total:,}", f"{config.text.max_position_embeddings:,} tokens", "151655", "cache per token", "int8 cache"):
         assert text in table
 
 
@@ -335,6 +339,15 @@ def test_pack_writes_what_quantize_answers_with(run_foveal: Run, checkpoint: str
     refused(run_foveal("pack", tmp_path / "again", "-m", target), 2, "packed already")
     refused(run_foveal("pack", checkpoint, "-m", checkpoint), 2, "the checkpoint itself")
     refused(run_foveal("ask", "-m", checkpoint, "--quantize", 8, "--dtype", "float32", *words), 2, "--dtype")
+
+
+def test_a_cache_of_8_bits_is_planned_as_it_is_used(run_foveal: Run, checkpoint: str) -> None:
+    words = ("What?", "-m", checkpoint, "--kv-cache", "int8", "--max-tokens", 4, "--json")
+    planned, traced = (json.loads(run_foveal(command, *words).out) for command in ("plan", "trace"))
+    text = Processor.from_checkpoint(checkpoint).config.text
+    assert planned["kv_cache"] == "int8"
+    assert planned["memory_bytes"]["kv_cache"] == text.kv_bytes_per_token("int8") * (planned["prompt_tokens"] + 4)
+    assert traced["kv_bytes"] % text.kv_bytes_per_token("int8") == 0 < traced["kv_bytes"] <= planned["memory_bytes"]["kv_cache"]
 
 
 def test_info_counts_packed_bytes(run_foveal: Run) -> None:

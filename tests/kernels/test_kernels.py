@@ -300,6 +300,45 @@ def test_attend(kind: str, dims: tuple[int, int, int, int]) -> None:
     np.testing.assert_allclose(got, oracle.attend(q, *wide, dim**-0.5), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dim", [128, 50])
+def test_attention_and_the_cache_are_the_same_bits_on_every_path(kind: str, dim: int, path: str) -> None:
+    """Three heads a key head: two at a time, and one alone."""
+    q, store = torch.from_numpy(normal(6, dim)), torch.from_numpy(normal(2, 2, 131, dim, seed=1))
+    q[0], store[0, 1, 130] = 4 * q[0], 9 * q[3]
+
+    def everything() -> list[torch.Tensor]:
+        if kind != "int8":
+            return [kernels.attend(q, *store.to(getattr(torch, kind)))]
+        codes, scales = kernels.quantise_cache(store)
+        return [codes, scales, kernels.attend(q, *codes, key_scales=scales[0], value_scales=scales[1])]
+
+    here = everything()
+    kernels.use_path("portable")
+    assert all(torch.equal(a, b) for a, b in zip(here, everything(), strict=True))
+
+
+@pytest.mark.parametrize("dim", [128, 33])
+def test_the_cache_is_written_in_place(dim: int) -> None:
+    """Rows (T, G, H) as a model makes them, into the middle of a cache (G, S, H): the bits of the rows alone, and no others."""
+    x = torch.from_numpy(normal(150, 3, dim))
+    codes, scales = torch.full((3, 200, dim), 99, dtype=torch.int8), torch.full((3, 200, -(-dim // 32)), 7.0).half()
+    place = slice(20, 170)
+    kernels.quantise_cache(x.transpose(0, 1), out=(codes[:, place], scales[:, place]))
+    wanted = kernels.quantise_cache(x.transpose(0, 1).contiguous())
+    for got, want, rest in zip((codes, scales), wanted, (99, 7), strict=True):
+        assert torch.equal(got[:, place], want)
+        assert (got[:, :20] == rest).all() and (got[:, 170:] == rest).all()
+    with pytest.raises(ValueError, match="last axis must be contiguous"):
+        kernels.quantise_cache(torch.zeros(3, dim, 5).transpose(1, 2), out=(codes[:, :5], scales[:, :5]))
+    with pytest.raises(ValueError, match="codes has shape"):
+        kernels.quantise_cache(x.transpose(0, 1), out=(codes, scales))
+    with pytest.raises(FovealError, match="keys or values hold NaN"):
+        kernels.quantise_cache(torch.full((70, 2, dim), torch.nan))
+    with pytest.raises(FovealError, match="too large"):
+        kernels.quantise_cache(torch.full((2, dim), 1e7))
+
+
 def test_attend_with_a_peak_at_the_end_and_scores_far_apart() -> None:
     q, keys, values = normal(4, 32), normal(2, 300, 32, seed=1), normal(2, 300, 32, seed=2)
     keys[:, 299] = q[::2] * 50

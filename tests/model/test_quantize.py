@@ -197,7 +197,7 @@ def test_cached_as_fresh(name: str) -> None:
 
     def run(*stops: int) -> Tensor:
         cache, out, start = model.new_cache(8), [], 0
-        assert cache.num_bytes == 8 * 2 * 2 * cache._store.shape[0] * cache._store.shape[2] * cache._store.shape[4]
+        assert cache.num_bytes == 8 * model.config.text.kv_bytes_per_token("bfloat16")
         for stop in stops:
             batch = Batch(ids[start:stop], places[:, start:stop], (stop - start,), none)
             with torch.inference_mode():

@@ -45,18 +45,18 @@ def decoded(model: Qwen3VL, dtype: torch.dtype = torch.bfloat16, steps: int = 3)
     return torch.cat(outs), [part[:, :, : cache.length] for cache in caches for part in cache.views() or ()]
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("bits", "dtype"), [(8, torch.bfloat16), (4, torch.bfloat16), (8, torch.int8)])
 @pytest.mark.parametrize("name", DENSE)
 @torch.inference_mode()
-def test_one_call_is_layer_by_layer(name: str, bits: int) -> None:
+def test_one_call_is_layer_by_layer(name: str, bits: int, dtype: torch.dtype) -> None:
     model = quantize(new_model(CONFIGS[name]), bits)
-    logits, held = decoded(model)
+    logits, held = decoded(model, dtype)
     kernels.set_threads(1)
-    for same, also in zip([logits, *held], [(again := decoded(model))[0], *again[1]], strict=True):
+    for same, also in zip([logits, *held], [(again := decoded(model, dtype))[0], *again[1]], strict=True):
         assert torch.equal(same, also)
     assert model.language_model.step is not None
     model.language_model.step = None
-    plain, plain_held = decoded(model)
+    plain, plain_held = decoded(model, dtype)
     assert torch.equal(logits, plain)
     assert all(torch.equal(a, b) for a, b in zip(held, plain_held, strict=True))
 
@@ -94,15 +94,16 @@ def test_watched_layers_are_called_one_by_one() -> None:
     assert len(seen) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("blocks", [(3, 4, 5), (4, 0, 2)])
 @torch.inference_mode()
-def test_over_a_pool_of_blocks(blocks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_a_pool_of_blocks(blocks: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks in a row are a view and take one call; scattered ones go layer by layer; both say what a plain cache says."""
     model = quantize(new_model(CONFIGS["dense-tied"]), 8)
     text, sequence = model.config.text, new_sequence([], model.config.vision.spatial_merge_size)
     shape = (text.num_hidden_layers, text.num_key_value_heads, text.head_dim)
-    pool = KVPool(*shape, num_blocks=8, block_size=16, dtype=torch.bfloat16, device="cpu")
-    paged, plain = PagedCache(pool, blocks), KVCache(*shape, dtype=torch.bfloat16, device="cpu")
+    pool = KVPool(*shape, num_blocks=8, block_size=16, dtype=dtype, device="cpu")
+    paged, plain = PagedCache(pool, blocks), KVCache(*shape, dtype=dtype, device="cpu")
     length = len(sequence)
     assert length + 3 <= paged.capacity
     did: list[bool] = []
