@@ -40,7 +40,7 @@ OUT = Path(__file__).parent / "figures"
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 PICTURE, CLIP = (ROOT / "assets" / "demo" / name for name in ("picture.png", "clip.mp4"))
 TEXT, IMAGE, VIDEO, INK, PALE = "#9aa5b1", "#2f7fc1", "#d9822b", "#1f2933", "#e4e7eb"
-WORLD_SEEDS = {"emoji": 40, "event": 5}  # of the contact sheet; 1 elsewhere
+WORLD_SEEDS = {"emoji": 40, "event": 5, "pictures": 4, "receipt": 3}  # of the contact sheet; 1 elsewhere
 AXES = ("#4c956c", "#2f7fc1", "#d9822b")  # time, height, width
 
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.edgecolor": INK, "axes.spines.top": False,
@@ -548,8 +548,8 @@ def world() -> Figure:
         clip = case.items[0].kind == "video"
         if clip:
             pixels = case.items[0].pixels
-            there = question.frames[0] if question.frames else 0
-            numbers = sorted({0, there, len(pixels) // 2, len(pixels) - 1})
+            spread = np.linspace(0, len(pixels) - 1, 4).astype(int)[: max(0, 4 - len(question.frames))]
+            numbers = sorted({*question.frames[:4], *spread.tolist()})
             shown = [(pixels[n], [b for b, f in zip(question.boxes, question.frames, strict=True) if f == n]) for n in numbers]
         else:
             places = question.pictures or (0,) * len(question.boxes)
@@ -564,15 +564,15 @@ def world() -> Figure:
             sheet[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
             for x1, y1, x2, y2 in boxes:
                 axes.add_patch(
-                    Rectangle((x + x1 - 2, y + y1 - 2), x2 - x1 + 3, y2 - y1 + 3, fill=False, edgecolor="#e0218a", lw=1.6)
+                    Rectangle((x + x1 - 4, y + y1 - 4), x2 - x1 + 7, y2 - y1 + 7, fill=False, edgecolor="#e0218a", lw=1.2)
                 )
             if clip:
                 axes.text(x + 3, y + pixels.shape[0] - 4, f"{case.items[0].times_s[numbers[n]]:.1f} s", fontsize=6.5, color=INK,
                           bbox={"facecolor": "white", "alpha": 0.75, "pad": 0.8, "lw": 0})  # fmt: skip
         axes.imshow(sheet, interpolation="nearest" if max(sheet.shape) < 300 else "antialiased")
         bare(axes)
-        axes.set_anchor("N")
-        earlier = f"{case.questions[0].question} {case.questions[0].answer}\n" if kind == "turns" else ""
+        axes.set_anchor("NW")
+        earlier = f"{case.questions[0].question} → {case.questions[0].answer} " if kind == "turns" else ""
         answer = question.answer.removeprefix("```json\n").removesuffix("\n```")
         lines = [*textwrap.wrap(earlier + question.question, 46), *textwrap.wrap(f"→ {answer}", 46)]
         axes.set_title(kind, loc="left", fontweight="bold")

@@ -102,7 +102,7 @@ TEST = Lexicon(
     first_names=_words("Alma Bruno Clara Dario Elsa Fiona Gideon Hanna Ivan Jules Lotte Miguel Petra Ravi Tessa"),
     last_names=_words("Abbott Bishop Coleman Drake Foster Griffin Hayes Keller Lambert Mercer Quinn Sutton Walsh Yates"),
     places=_words("Athens Bergen Bogota Delhi Dakar Havana Krakow Lisbon Manila Naples Porto Riga Seoul Tunis Vienna"),
-    shops=_lines("Harvest Hall, NORTH BAZAAR, Maple Grocer, Quick Buy, Union Co-op"),
+    shops=_lines("Harvest Hall, GRAND BAZAAR, Maple Grocer, Quick Buy, Union Co-op"),
     titles=_lines("Options, Upload, Log on, Profile, Calendar, Archive, Statistics"),
     fields=(
         ("Customer", "person"), ("Town", "place"), ("Mobile", "phone"), ("Issued on", "date"), ("Reference", "code"),
@@ -110,5 +110,5 @@ TEST = Lexicon(
     ),
     actions=_lines("Accept, Decline, Submit, Browse, Refresh, Undo, Rename, Finish, Skip, Retry, Attach, Record"),
     options=_lines("High contrast, Auto update, Show ruler, Stay offline, Vibration, Compact view, Reminders"),
-    measures=_lines("Exports, Members, Goals, Snow, Costs, Energy, Distance, Tickets"),
+    measures=_lines("Exports, Members, Goals, Hours, Costs, Energy, Distance, Tickets"),
 )  # fmt: skip

@@ -347,9 +347,8 @@ def test_clips_are_short_and_long_and_grounds_stand_and_move() -> None:
     lengths = {len(item.pixels) for item in clips}
     assert min(lengths) == 4 and max(lengths) == 64
     free = [(item.object_map < 0).all(axis=0) for item in clips]
-    moved = [
-        bool((item.pixels[0] != item.pixels[-1]).any(axis=-1)[where].any()) for item, where in zip(clips, free, strict=True)
-    ]
+    changed = [(item.pixels[0] != item.pixels[-1]).any(axis=-1)[bare].mean() for item, bare in zip(clips, free, strict=True)]
+    moved = np.array(changed) > 0.2  # the soft edges of things are free ground too
     assert 0.15 < np.mean(moved) < 0.85
 
 

@@ -25,13 +25,13 @@ def chart(rng: np.random.Generator, material: Material) -> Made:
     step, ticks = one(rng, _STEPS), between(rng, 3, 6)
     top = step * ticks
     long = between(rng, 110, 260)
-    values = [round(float(share) * top) if top > 20 else round(float(share) * top, 1) for share in _spread(rng, len(names))]
+    values = [round(float(share) * top) if top >= 50 else round(float(share) * top, 1) for share in _spread(rng, len(names))]
     lying = layout == "bars"
     if lying:
         long = max(long, ticks * (pen.width(str(top)) + pen.px))
-    pitch = (
-        max(max(map(pen.width, names)) + pen.px, round(2.2 * pen.px)) if not lying else round(pen.px * rng.uniform(2.2, 3.2))
-    )
+    pitch = round(pen.px * rng.uniform(2.2, 3.2))
+    if not lying:
+        pitch = max(pitch, max(map(pen.width, names)) + pen.px)
     thick = round(pitch * rng.uniform(0.4, 0.8))
     wide = pitch * len(names)
     rgb = shade(rng, one(rng, material.inks(sheet.tone)))
@@ -60,9 +60,8 @@ def chart(rng: np.random.Generator, material: Material) -> Made:
     if layout == "line":
         sheet.add(_polyline(points, rgb))
         marks = [sheet.panel((x - 3, y - 3, x + 3, y + 3), rgb, "point") for x, y in points]
-    sheet.text(
-        sheet.pen(round(1.3 * pen.px)), one(rng, lexicon.measures), wide / 2, -(0 if lying else long) - 1.6 * pen.px, "centre"
-    )
+    title = sheet.pen(round(1.3 * pen.px))
+    sheet.text(title, one(rng, lexicon.measures), wide / 2, -(0 if lying else long) - 1.6 * pen.px, "centre")
     item = sheet.finish(between(rng, 10, 26))
     a, b = some(rng, range(len(names)), 2)
     order = np.argsort(values)

@@ -66,8 +66,8 @@ def screen(rng: np.random.Generator, material: Material) -> Made:
             box = (x, y, x + wide, y + tall)
             x += wide + pad
         buttons.append(sheet.panel(box, head, "button") if filled else sheet.frame(box, head, kind="button"))
-        label = Pen(pen.face, pen.px, sheet.tone, sheet.ground) if filled else pen
-        sheet.text(label, action, (box[0] + box[2]) / 2, (box[1] + box[3] + pen.px) / 2, "centre")
+        caption = Pen(pen.face, pen.px, sheet.tone, sheet.ground) if filled else pen
+        sheet.text(caption, action, (box[0] + box[2]) / 2, (box[1] + box[3] + pen.px) / 2, "centre")
     item = sheet.finish(between(rng, 0, 24))
     number, target = between(rng, 0, len(actions) - 2), between(rng, 0, len(actions) - 1)
     found = item.things[buttons[target]].box
