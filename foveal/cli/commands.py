@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 import foveal
-from foveal.cli import tuning
+from foveal.cli import examining, tuning
 from foveal.cli.options import OUTPUT, Flag, MediaOptions, ModelOptions, SamplingOptions
 
 app = App(
@@ -138,3 +138,4 @@ def pack(
 
 
 tuning.register(app)
+examining.register(app)
