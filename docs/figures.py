@@ -581,6 +581,43 @@ def world() -> Figure:
     return figure
 
 
+def evaluation() -> Figure:
+    """Examine two imagined arms, right 90 and 87 times of 100, many times over: how wide intervals are, how often they hold."""
+    from foveal.evaluate.bootstrap import difference
+
+    rng = np.random.default_rng(0)
+    times, truth = 200, -0.03
+    sizes, alike = (10, 20, 50, 100, 200, 500, 1000), (0.0, 0.5, 0.9)
+    widths, held = np.zeros((len(alike), len(sizes))), np.zeros((len(alike), len(sizes)))
+    for i, share in enumerate(alike):
+        for j, size in enumerate(sizes):
+            for _ in range(times):
+                luck = rng.random((2, size))
+                same = rng.random(size) < share  # items that are as hard for one arm as for the other
+                pair = (luck[0] < 0.9, np.where(same, luck[0], luck[1]) < 0.87)
+                first, second = (np.stack([right, np.ones(size)], axis=1).astype(float) for right in pair)
+                found = difference([first], [second], resamples=500)
+                widths[i, j] += (found.high - found.low) / times
+                held[i, j] += (found.low <= truth <= found.high) / times
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4), layout="constrained")
+    for i, (share, colour) in enumerate(zip(alike, AXES, strict=True)):
+        left.plot(sizes, 100 * widths[i], "o-", color=colour, ms=3, label=f"{share:.0%} of the items alike hard for both")
+        right.plot(sizes, 100 * held[i], "o-", color=colour, ms=3)
+    left.axhline(200 * abs(truth), color=INK, lw=1, ls=":")
+    left.text(sizes[0], 200 * abs(truth) * 1.08, "narrow enough for 3 points", color=INK, fontsize=8)
+    left.set(xscale="log", yscale="log", xlabel="items", ylabel="points", title="width of the interval of a difference")
+    left.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+    left.legend(frameon=False, fontsize=8)
+    right.axhline(95, color=INK, lw=1, ls=":")
+    right.set(
+        xscale="log", xlabel="items", ylabel="% of examinations", ylim=(0, 101), title="the interval holds the true difference"
+    )
+    for axes in (left, right):
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+    return figure
+
+
 DRAWN = (
     architecture,
     shapes,
@@ -595,6 +632,7 @@ DRAWN = (
     quantization,
     finetuning,
     world,
+    evaluation,
 )
 FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 

@@ -9,7 +9,8 @@ FovealError (a ValueError)      something the caller can put right
 │   └── ContextError            a prompt that does not fit the model's context
 ├── CapacityError               a request that the engine's memory can never hold; the message has the numbers
 ├── BusyError                   a queue that is full: the request may be sent again later
-├── DataError                   a file or line of training data that cannot be used; the message begins with its place
+├── DataError                   a file or line of data that cannot be used; the message begins with its place
+├── ServerError                 another server, asked for answers, that cannot be reached or will not answer
 ├── DivergenceError             a training run whose loss is not finite or ran away; names the step, the batch, the checkpoint
 └── MissingDependency           an optional package is needed; the message names the install command
 
@@ -60,7 +61,11 @@ class EngineError(RuntimeError):
 
 
 class DataError(FovealError):
-    """A file or line of training data that cannot be used; the message begins with its place."""
+    """A file or line of data that cannot be used; the message begins with its place."""
+
+
+class ServerError(FovealError):
+    """Another server, asked for answers, that cannot be reached or will not answer."""
 
 
 class DivergenceError(FovealError):

@@ -52,7 +52,7 @@ MAY = {
     "train": SPINE | {"processor", "relevance", "cost", "generate", "world", "standin", "limits", "choice"},
     "finetune": SPINE | {"processor", "cost", "train"},
     "serve": SPINE | {"processor", "relevance", "cost", "generate", "engine"},
-    "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "world"},
+    "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "finetune", "world"},
 }
 TOP = {"__init__", "__main__", "cli", "demo", "trace"}  # may import everything
 WITHOUT_TORCH = sorted(HOST | {"processor", "sampler", "reply", "cost", "world", "kernels", "limits", "choice"})

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 import foveal
-from foveal.cli import tuning
+from foveal.cli import examining, tuning
 from foveal.cli.options import OUTPUT, Flag, KvCache, MediaOptions, ModelOptions, SamplingOptions
 
 app = App(
@@ -158,3 +158,4 @@ def world(
 
 
 tuning.register(app)
+examining.register(app)

@@ -62,6 +62,11 @@ def table(title: str, rows: Iterable[Sequence[str]], columns: Sequence[str] = ("
     return out
 
 
+def json_text(value: Any) -> str:
+    """Write an object for a file."""
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
 def write_json(value: Any) -> None:
     """Write one JSON object on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")

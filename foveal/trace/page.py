@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence as Seq
 from importlib.resources import files
@@ -11,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from foveal.config import VisionConfig
+from foveal.media.encode import data_url
 from foveal.patches import Patches
 
 MAX_FRAMES = 12  # of one clip on the page
@@ -48,16 +46,11 @@ def _with_frames(media: dict[str, Any], patches: Patches, vision: VisionConfig) 
     total = len(patches.grids)
     shown = sorted({round(i) for i in np.linspace(0, total - 1, min(total, MAX_FRAMES))})
     frames = [
-        {"index": t, "time_s": patches.times_s[t], "src": _data_url(rebuild(patches, vision, t))} for t in shown
-    ]  # fmt: skip
+        {
+            "index": t,
+            "time_s": patches.times_s[t],
+            "src": data_url(rebuild(patches, vision, t), max_side_px=MAX_SIDE_PX),
+        }
+        for t in shown
+    ]
     return media | {"frames": frames, "hidden_frames": total - len(shown)}
-
-
-def _data_url(pixels: npt.NDArray[np.uint8]) -> str:
-    image = Image.fromarray(pixels)
-    image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-    buffer = io.BytesIO()
-    # Small pictures keep every pixel; large ones would make the page heavy.
-    kind = "png" if image.width * image.height <= 256 * 256 else "jpeg"
-    image.save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,296 @@
+"""What can be asked: kinds of the generated world, by name, and files of one's own.
+
+A task makes its items one by one, in the same order every time, and any of them again from its id: nobody has to hold the
+pictures of an examination.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from foveal.errors import ConfigError, DataError, FovealError
+from foveal.evaluate.items import Box, Evidence, Item
+from foveal.evaluate.metrics import Scores, times
+from foveal.evaluate.scorers import SCORERS, best, infer
+from foveal.finetune.formats import read_record
+from foveal.finetune.sources import Source, SourceOptions, open_source
+from foveal.media import Frames
+from foveal.messages import split_media
+from foveal.train import mini
+from foveal.world import CLIP_KINDS, PICTURE_KINDS, Difficulty, Question, clip_item, picture_item
+from foveal.world import Item as WorldItem
+from foveal.world import score as world_score
+
+LEVELS: dict[str, Callable[[], Difficulty]] = {"world": mini.world, "wide": Difficulty}
+"""How hard the world is: as the embedded model is trained for, or all that the generator can make."""
+
+Maker = Callable[[int, Difficulty], tuple[WorldItem, Question] | None]
+"""A seed to a picture or clip with the question to ask about it, None where that seed has none."""
+
+PATIENCE = 1000  # seeds in a row without a question of a kind
+
+
+class Task(Protocol):
+    """A named list of items. `facts` identify it: a run that goes on must have the same."""
+
+    @property
+    def name(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Item]: ...
+    def item(self, id: str) -> Item: ...
+    def facts(self) -> dict[str, Any]: ...
+
+
+def _asking(kind: str, keep: Callable[[Question], bool] = lambda question: True) -> Maker:
+    """Make a maker of a kind's questions, those of its answers that are kept."""
+    make = clip_item if kind in CLIP_KINDS else picture_item
+
+    def made(seed: int, level: Difficulty) -> tuple[WorldItem, Question] | None:
+        item = make(seed, replace(level, questions=((kind, 1.0),), max_questions=1), "test")
+        return (item, item.questions[0]) if item.questions and keep(item.questions[0]) else None
+
+    return made
+
+
+KINDS: dict[str, Maker] = {kind: _asking(kind) for kind in (*PICTURE_KINDS, *CLIP_KINDS)} | {
+    # Which of two is further left is the question of record; above and below can be told from the order of tokens.
+    "left_right": _asking("relation", lambda question: question.answer in ("left", "right")),
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "pictures": PICTURE_KINDS, "clips": CLIP_KINDS, "all": (*PICTURE_KINDS, *CLIP_KINDS),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WorldTask:
+    """A kind of the world's test split, seeds from `first_seed` on; none of it was ever trained on."""
+
+    name: str
+    level: str
+    count: int
+    first_seed: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Item]:
+        seed, idle = self.first_seed, 0
+        for _ in range(self.count):
+            while (made := self._make(seed)) is None:
+                seed, idle = seed + 1, idle + 1
+                if idle == PATIENCE:
+                    raise ConfigError(
+                        f"{PATIENCE} seeds in a row have no question of kind {self.name} at difficulty {self.level}; "
+                        "take another difficulty"
+                    )
+            yield made
+            seed, idle = seed + 1, 0
+
+    def item(self, id: str) -> Item:
+        """Make an item again."""
+        made = self._make(int(id.rpartition("/")[2]))
+        assert made is not None, f"{id} is not an id of this task"
+        return made
+
+    def facts(self) -> dict[str, Any]:
+        return {"task": self.name, "difficulty": self.level, "items": self.count, "first_seed": self.first_seed}
+
+    def _make(self, seed: int) -> Item | None:
+        made = KINDS[self.name](seed, LEVELS[self.level]())
+        if made is None:
+            return None
+        picture, question = made
+        name = f"{self.name}/{seed}"
+        frames = Frames(picture.pixels, picture.times_s, picture.kind, picture.pixels.shape[1:3], name)
+        content = [{"type": picture.kind, picture.kind: frames}, {"type": "text", "text": question.question}]
+        evidence = Evidence(question.boxes, question.frames, question.span_s)
+        family = _family(question.answer)
+
+        def judge(answer: str) -> Scores:
+            # The world's own rule decides; the metrics of the answer's form stand beside it.
+            right = float(world_score(question.kind, answer, question))
+            return SCORERS[family](answer, question.answer) | {"right": (right, 1.0)}
+
+        return Item(name, [{"role": "user", "content": content}], (question.answer,), f"world/{family}", judge, evidence)
+
+
+def _family(answer: str) -> str:
+    """Name the scorer whose metrics suit an answer of the world."""
+    if re.fullmatch(r"\d+(\.\d+)? seconds", answer):
+        return "time"
+    family = infer(answer)
+    if family == "text" and "seconds" in answer and len(times(answer)) == 2:
+        return "span"
+    return "list" if family == "text" and ", " in answer else family
+
+
+@dataclass(frozen=True, eq=False)
+class FileTask:
+    """Records of a JSON or JSONL file in any format `foveal train` reads; the last answer of each is the reference.
+
+    A record may have `answers` (more references), `scorer` (else `scorer`, else by the reference's form) and `evidence`
+    ({"boxes": [[x1, y1, x2, y2]], "frames": [...], "span_s": [from, to]}).
+    """
+
+    name: str
+    source: Source
+    count: int
+    scorer: str | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self._read(index) for index in range(self.count))
+
+    def item(self, id: str) -> Item:
+        """Read an item again."""
+        return self._read(int(id.rpartition("/")[2]))
+
+    def facts(self) -> dict[str, Any]:
+        path = self.source.options.path
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "task": self.name, "file": str(path.resolve()), "sha256": digest,
+            "root": str(self.source.root.resolve()), "items": self.count, "scorer": self.scorer,
+        }  # fmt: skip
+
+    def check(self) -> None:
+        """Read every record, and see that its files are there and its reference can be scored. Raise DataError."""
+        for index in range(self.count):
+            item = self._read(index)
+            for _, source in item.media:
+                for one in source if isinstance(source, list) else [source]:
+                    if isinstance(one, str) and "://" not in one and not one.startswith("data:") and not Path(one).is_file():
+                        raise DataError(f"{self.source.place(index)}: there is no file {one}")
+            try:
+                item.score("")
+            except DataError as error:
+                raise DataError(f"{self.source.place(index)}: {error}") from error
+
+    def _read(self, index: int) -> Item:
+        place = self.source.place(index)
+        record = self.source.record(index)
+        try:
+            said = read_record(record, self.source.root)
+            *messages, last = said.messages
+            if not messages or messages[-1]["role"] == "assistant":
+                raise DataError("there is no question before the last answer")
+            if said.tools:
+                raise DataError("the record has tools, which an examination cannot call; take them out")
+            references = _references(last, record)
+            scorer = _scorer(record.get("scorer"), self.scorer, references)
+            evidence = _evidence(record.get("evidence"))
+        except FovealError as error:
+            raise DataError(f"{place}: {error}") from error
+
+        def judge(answer: str) -> Scores:
+            return best(scorer, answer, references)
+
+        return Item(f"{self.name}/{index}", messages, references, scorer, judge, evidence)
+
+
+def _references(last: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[str, ...]:
+    content = last["content"]
+    if not isinstance(content, str):
+        content = "".join(part.get("text", "") for part in split_media([last])[0][0]["content"])
+    more = record.get("answers") or []
+    if not isinstance(more, list) or not all(isinstance(one, str) for one in more):
+        raise DataError("answers is not a list of texts")
+    return (content, *(one for one in more if one != content))
+
+
+def _scorer(own: Any, asked: str | None, references: Sequence[str]) -> str:
+    name = own if own is not None else asked if asked is not None else infer(references[0])
+    if name not in SCORERS:
+        raise DataError(f"the scorer is {name!r}; expected one of {', '.join(SCORERS)}")
+    return str(name)
+
+
+def _evidence(value: Any) -> Evidence:
+    if value is None:
+        return Evidence()
+    try:
+        boxes: tuple[Box, ...] = tuple(
+            (float(a), float(b), float(c), float(d)) for a, b, c, d in value.get("boxes") or ()
+        )  # fmt: skip
+        span = value.get("span_s")
+        found = Evidence(
+            boxes, tuple(int(i) for i in value.get("frames") or ()), (float(span[0]), float(span[1])) if span else None
+        )
+    except (AttributeError, TypeError, ValueError, IndexError):
+        raise DataError(
+            f"evidence is {json.dumps(value)[:80]}; expected boxes [[x1, y1, x2, y2], ...], frames [...], span_s [from, to]"
+        ) from None
+    if found.frames and len(found.frames) != len(found.boxes):
+        raise DataError(f"evidence has {len(found.frames)} frames for {len(found.boxes)} boxes; give every box its frame")
+    return found
+
+
+def open_tasks(
+    specs: Sequence[str], *, items: int | None = None, level: str = "world", first_seed: int = 0,
+    scorer: str | None = None, root: Path | None = None,
+) -> list[Task]:  # fmt: skip
+    """Make tasks of kinds, groups of kinds (pictures, clips, all) and files.
+
+    items: of each; by default 100 of a kind and all of a file. scorer, root: for files. Raise ConfigError for an unknown name,
+    DataError for a file that cannot be used, before anything is asked.
+    """
+    if items is not None and items < 1:
+        raise ConfigError(f"{items} items of each task; expected at least 1")
+    if first_seed < 0:
+        raise ConfigError(f"the first seed is {first_seed}; expected 0 or more")
+    if scorer is not None and scorer not in SCORERS:
+        raise ConfigError(f"the scorer is {scorer!r}; expected one of {', '.join(SCORERS)}")
+    tasks: dict[str, Task] = {}
+    for spec in specs:
+        if spec in KINDS or spec in GROUPS:
+            for kind in GROUPS.get(spec, (spec,)):
+                tasks[kind] = WorldTask(kind, level, 100 if items is None else items, first_seed)
+            continue
+        if "/" not in spec and "." not in spec and not Path(spec).is_file():
+            raise ConfigError(_unknown(spec))
+        source = open_source(spec)
+        if root is not None:
+            source = replace(source, options=SourceOptions(source.options.path, root))
+        name = _free(Path(spec).stem, tasks)
+        task = FileTask(name, source, len(source) if items is None else min(items, len(source)), scorer)
+        task.check()
+        tasks[name] = task
+    if not tasks:
+        raise ConfigError("there is nothing to ask; name kinds of the world, such as count or pictures, or a JSONL file")
+    return list(tasks.values())
+
+
+def reopen(facts: Mapping[str, Any]) -> Task:
+    """Make a task again from its facts. Raise DataError where its file is another now."""
+    if "file" not in facts:
+        return WorldTask(facts["task"], facts["difficulty"], facts["items"], facts["first_seed"])
+    source = open_source(facts["file"])
+    source = replace(source, options=SourceOptions(source.options.path, Path(facts["root"])))
+    task = FileTask(facts["task"], source, facts["items"], facts["scorer"])
+    if task.facts() != dict(facts):
+        raise DataError(f"{facts['file']} has changed since the run began; put it back, or begin a new run")
+    return task
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    """Number a file's name where a kind or another file has it."""
+    out, number = name, 2
+    while out in taken or out in KINDS:
+        out, number = f"{name}-{number}", number + 1
+    return out
+
+
+def _unknown(spec: str) -> str:
+    near = difflib.get_close_matches(spec, [*KINDS, *GROUPS], n=1)
+    known = f"did you mean {near[0]}?" if near else f"known: {', '.join((*GROUPS, *KINDS))}; or name a JSON or JSONL file"
+    return f"there is no task {spec!r}; {known}"
