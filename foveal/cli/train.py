@@ -1,8 +1,9 @@
-"""`foveal train` and `foveal merge`."""
+"""`foveal train`, `foveal merge` and `foveal timestamps`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,25 +21,37 @@ def run(config: Path | None, changes: dict[str, Any], assignments: Sequence[str]
         raise ConfigError("foveal train needs a TOML file of settings, or --data and --output")
     settings = read_settings(config, changes, assignments)
     check_runnable(settings.model)
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, if it did
+    say = session.note if leads else _keep_quiet
     if settings.model is None:
-        session.note("fine-tuning the embedded model; name another with -m")
-    with _Bar() as bar:
+        say("fine-tuning the embedded model; name another with -m")
+    with _Bar(shown=leads) as bar:
         bar.say("loading")
         from foveal.finetune.run import new_tuner, write_result
 
-        tuner = new_tuner(settings, progress=bar, notify=lambda reason: session.note(f"left out: {reason}"))
+        tuner = new_tuner(settings, progress=bar, notify=lambda reason: say(f"left out: {reason}"))
         count = sum(p.numel() for parameters in tuner.learning.values() for p in parameters.values())
         start = f"going on from step {tuner.step}" if tuner.step else "starting"
-        session.note(f"{count:,} weights learn ({', '.join(tuner.learning)}); {start}; Ctrl-C saves and stops")
+        team = tuner.team
+        shared = "" if team.mesh is None else f" on {team.data * team.tensor} processes"
+        say(f"{count:,} weights learn{shared} ({', '.join(tuner.learning)}); {start}; Ctrl-C saves and stops")
+        if settings.accumulate % team.data:
+            say(f"a step has {settings.accumulate} batches for {team.data} processes: some run for nothing; set accumulate")
         with _stopped_by_signals(tuner):
             finished = tuner.run()
         if not finished:
-            session.note(f"saved step {tuner.step} in {settings.output}; run the same command to go on")
+            say(f"saved step {tuner.step} in {settings.output}; run the same command to go on")
+            team.leave()
             raise KeyboardInterrupt
         bar.say("writing")
         for folder in write_result(tuner):
-            session.note(f"wrote {folder}")
-    session.note(f"{tuner.step} steps in {show.seconds(tuner.elapsed_s)}; log and picture are in {settings.output}")
+            say(f"wrote {folder}")
+        team.leave()
+    say(f"{tuner.step} steps in {show.seconds(tuner.elapsed_s)}; log and picture are in {settings.output}")
+
+
+def _keep_quiet(line: str) -> None:
+    """Say nothing: another process says it."""
 
 
 def run_merge(adapter: Path, output: Path, model: str | None) -> None:
@@ -48,7 +61,18 @@ def run_merge(adapter: Path, output: Path, model: str | None) -> None:
         from foveal.finetune.run import merge_into
 
         count = merge_into(adapter, output, model)
-    session.note(f"wrote {output}: {count} Linears changed; foveal ask -m {output} asks it")
+    session.note(f"wrote {output}: {count} weights changed; foveal ask -m {output} asks it")
+
+
+def run_timestamps(output: Path, model: str | None, seconds: int) -> None:
+    check_runnable(model)
+    with session.progress() as line:
+        line("adding tokens")
+        from foveal.finetune.run import model_folder
+        from foveal.finetune.timestamps import add_timestamps
+
+        count = add_timestamps(model_folder(model), output, seconds)
+    session.note(f"wrote {output}: {count} new tokens, each the mean of its text; foveal train -m {output} teaches them")
 
 
 @contextlib.contextmanager
@@ -70,13 +94,13 @@ def _stopped_by_signals(tuner: Any) -> Iterator[None]:
 class _Bar:
     """A progress bar on a terminal's stderr; nothing anywhere else."""
 
-    def __init__(self) -> None:
-        self._console = show.error_console()
+    def __init__(self, shown: bool) -> None:
+        self._console, self._shown = show.error_console(), shown
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> _Bar:
-        if self._console.is_terminal:
+        if self._shown and self._console.is_terminal:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""Words and options of the commands that fine-tune: `train`, `merge`, `data check`, `data show`."""
+"""Words and options of the commands that fine-tune: `train`, `merge`, `timestamps`, `data check`, `data show`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def register(app: App) -> None:
     """Add the commands to an app."""
     app.command(train)
     app.command(merge)
+    app.command(timestamps)
     app.command(data)
 
 
@@ -32,6 +33,7 @@ def train(
     output: Annotated[Path | None, Parameter(help="Folder of the run; one that holds a run goes on with it.")] = None,
     steps: Annotated[int | None, Parameter(help="How many steps; instead of epochs.")] = None,
     set: Annotated[list[str] | None, Parameter(help="Any setting, as key=value: lora.rank=8.", negative="")] = None,
+    bits: Annotated[int | None, Parameter(help="8: under [lora], keep frozen weights in a quarter of the memory.")] = None,
     skip_bad: Annotated[bool, Parameter(help="Report bad lines and go on; without it, one ends the run.", negative="")] = False,
 ) -> None:
     """Fine-tune a model on your own data; run again to resume.
@@ -40,7 +42,7 @@ def train(
     """
     from foveal.cli.train import run
 
-    changes = {"model": model, "data": data, "output": output, "steps": steps, "skip_bad": skip_bad or None}
+    changes = {"model": model, "data": data, "output": output, "steps": steps, "bits": bits, "skip_bad": skip_bad or None}
     run(config, changes, set or [])
 
 
@@ -57,6 +59,21 @@ def merge(
     from foveal.cli.train import run_merge
 
     run_merge(adapter, output, model)
+
+
+def timestamps(
+    output: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
+    *,
+    model: Model = None,
+    seconds: Annotated[int, Parameter(help="The last second that gets a token.")] = 600,
+) -> None:
+    """Write a checkpoint with one learnable token a second (<t_3m27s>) in place of times as text, to be trained.
+
+    foveal timestamps qwen-2b-stamps -m 2B --seconds 600
+    """
+    from foveal.cli.train import run_timestamps
+
+    run_timestamps(output, model, seconds)
 
 
 @data.command

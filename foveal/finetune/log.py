@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from foveal.finetune.track import Tracker
 
 FILE = "metrics.jsonl"
 _SUMS = ("samples", "tokens", "learned")
 
 
 class Log:
-    """Appends to a run's log. Lines of steps after `step`, which a resumed run will make again, are taken out first."""
+    """Appends to a run's log. Lines of steps after `step`, which a resumed run will make again, are taken out first.
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.file = folder / FILE
+    writes: whether this process does; the others of a team only keep in mind what has been evaluated. trackers: are told the
+    same numbers.
+    """
+
+    def __init__(self, folder: Path, step: int, *, writes: bool = True, trackers: Sequence[Tracker] = ()) -> None:
+        self.file, self._writes, self._trackers = folder / FILE, writes, trackers
         self._evaluated: float = -1
         self._open: list[dict[str, Any]] = []
         if self.file.is_file():
             lines = [line for line in self.file.read_text().splitlines() if _step(line) <= step]
-            part = folder / f".{FILE}.part"
-            part.write_text("".join(line + "\n" for line in lines))
-            part.replace(self.file)
+            if writes:
+                part = folder / f".{FILE}.part"
+                part.write_text("".join(line + "\n" for line in lines))
+                part.replace(self.file)
             self._evaluated = max((_step(line) for line in lines if "eval_loss" in line), default=-1)
 
     def add(self, line: dict[str, Any], write: bool = True) -> None:
@@ -39,10 +47,19 @@ class Log:
         """Tell whether the evaluation of a step has been logged."""
         return self._evaluated == step
 
+    def close(self) -> None:
+        """End the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
+
     def _write(self, line: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        for tracker in self._trackers:
+            tracker.add(line["step"], {name: value for name, value in line.items() if name != "step"})
 
 
 def _joined(lines: list[dict[str, Any]]) -> dict[str, Any]:

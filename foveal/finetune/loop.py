@@ -10,23 +10,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from foveal.errors import CheckpointError, ConfigError, DivergenceError
-from foveal.finetune import plots
+from foveal.finetune import plots, state
 from foveal.finetune.balance import Balance
 from foveal.finetune.log import Log
-from foveal.finetune.loss import answer_loss, row_weights
+from foveal.finetune.loss import AnswerLoss, row_weights
 from foveal.finetune.optimiser import Optimiser, schedule
 from foveal.finetune.order import Cursor, Packed, Stream
 from foveal.finetune.prepare import PARTS, prepare
 from foveal.finetune.samples import SampleReader
 from foveal.finetune.settings import TuneSettings
 from foveal.finetune.sources import Source, open_source
+from foveal.finetune.team import Team, whole
+from foveal.finetune.track import open_trackers
 from foveal.model import Qwen3VL
-from foveal.train import checkpoint
 
-STATE = checkpoint.FILE
 SMOOTHING = 0.95  # of the mean loss that tells divergence
 
 
@@ -34,21 +36,27 @@ class Tuner:
     """Fine-tunes a model in place. `settings.output` holds the state, the log and its picture; a state there is gone on with.
 
     progress: told, after every step, how far the run is (0 to 1) and the step's metrics; notify: told of bad lines that are
-    left out. Raise DataError, ConfigError or CheckpointError for a run that cannot begin or go on.
+    left out; team: the processes that train it together, told by the first of them alone. Raise DataError, ConfigError or
+    CheckpointError for a run that cannot begin or go on.
     """
 
     def __init__(
-        self, model: Qwen3VL, reader: SampleReader, settings: TuneSettings, *,
+        self, model: Qwen3VL, reader: SampleReader, settings: TuneSettings, *, team: Team | None = None,
         progress: Callable[[float, dict[str, Any]], None] = lambda share, metrics: None,
         notify: Callable[[str], None] = lambda reason: None,
     ) -> None:  # fmt: skip
         self.model, self.reader, self.settings, self.progress, self.notify = model, reader, settings, progress, notify
+        self.team = team or Team()
         if settings.plot:
             plots.require_matplotlib()
         self.sources = [open_source(spec, settings.sources) for spec in settings.data]
         self.eval_sources = [open_source(spec, settings.sources) for spec in settings.eval]
         self.stream = self._stream(self.sources, settings.epochs if settings.epochs or settings.steps else 1.0)
         self.learning = prepare(model, settings)
+        self.objective = AnswerLoss(model, settings.chunk)
+        self.team.divide(model, self.objective)
+        parameters = dict(model.named_parameters())
+        self.learning = {part: {name: parameters[name] for name in held} for part, held in self.learning.items()}
         self.optimiser = Optimiser(
             self.learning, {part: getattr(settings, part) for part in PARTS}, weight_decay=settings.weight_decay,
             betas=settings.betas, clip=settings.clip,
@@ -59,9 +67,12 @@ class Tuner:
         self.saved_step: int | None = None
         self.elapsed_s = 0.0
         self._stopping = False
-        if (settings.output / STATE).is_file():
-            self._resume()
-        self.log = Log(settings.output, self.step)
+        if (saved := state.newest(settings.output)) is not None:
+            self._resume(saved)
+        self.team.wait()  # nobody may begin, and save, before all have read
+        kinds = settings.track if self.team.leads else ()
+        trackers = open_trackers(kinds, settings.output, self.step, settings.same_run())
+        self.log = Log(settings.output, self.step, writes=self.team.leads, trackers=trackers)
 
     @property
     def share(self) -> float:
@@ -74,10 +85,16 @@ class Tuner:
 
         Raise DivergenceError, and leave the last checkpoint, when a loss or gradient is not finite or the loss runs away.
         """
+        try:
+            return self._run()
+        finally:
+            self.log.close()
+
+    def _run(self) -> bool:
         self.model.train()
         stream = self.stream.start(self.cursor)
         try:
-            while self.share < 1 and not self._stopping:
+            while self.share < 1 and not self.team.any(self._stopping):
                 started = time.perf_counter()
                 packed = self._take(stream)
                 if not packed:
@@ -93,7 +110,7 @@ class Tuner:
                     self.save()
         finally:
             stream.close()
-        finished = not self._stopping or self.share >= 1
+        finished = self.share >= 1 or not self.team.any(self._stopping)
         unheard = finished and bool(self.eval_sources) and not self.log.has_evaluation(self.step)
         if unheard:
             self._evaluate()
@@ -107,32 +124,45 @@ class Tuner:
         self._stopping = True
 
     def save(self) -> None:
-        """Write the resumable state, and the picture of the log."""
-        state = {
-            "step": self.step, "cursor": asdict(self.cursor), "done": self.done, "mean_loss": self.mean_loss,
-            "lowest_loss": self.lowest_loss if math.isfinite(self.lowest_loss) else None, "elapsed_s": self.elapsed_s,
-            "settings": self.settings.same_run(), "data": self._data(),
-        }  # fmt: skip
-        checkpoint.save(self.settings.output, self.optimiser.tensors(), state, STATE)
-        self.saved_step = self.step
-        if self.settings.plot and self.log.file.is_file():
+        """Write the resumable state of this step, unless that is done, and the picture of the log."""
+        if self.saved_step != self.step:
+            run = {
+                "step": self.step, "cursor": asdict(self.cursor), "done": self.done, "mean_loss": self.mean_loss,
+                "lowest_loss": self.lowest_loss if math.isfinite(self.lowest_loss) else None, "elapsed_s": self.elapsed_s,
+                "settings": self.settings.same_run(), "data": self._data(),
+            }  # fmt: skip
+            state.save(self.settings.output, self.step, self.optimiser.tensors(), run, self.team.leads)
+            self.saved_step = self.step
+        if self.settings.plot and self.team.leads and self.log.file.is_file():
             figure = plots.new_figure(8, 3)
             plots.draw_run(figure, self.log.file)
             plots.save(figure, self.settings.output / "run.png")
+
+    def learned(self) -> dict[str, Tensor]:
+        """Gather what has been learned, in float32 on the CPU, by name. All processes take part, and the first gets it."""
+        out: dict[str, Tensor] = {}
+        for name, master in self.optimiser.masters.items():
+            value = whole(master.detach())
+            if self.team.leads:
+                out[name] = value.cpu()
+        return out
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """Return the mean loss of a learned token over the evaluation sources."""
         self.model.eval()
-        total = weight = 0.0
-        stream = self._stream(self.eval_sources, 1.0)
-        for packed in stream.start(Cursor()):
-            total += float(answer_loss(self.model, packed.samples, "token", self.settings.chunk))
-            weight += sum(sample.learned for sample in packed.samples)
+        total, weight = torch.zeros((), dtype=torch.float64), 0.0
+        stream = self._stream(self.eval_sources, 1.0).start(Cursor())
+        while packed := list(islice(stream, self.team.data)):
+            for turn in self.team.turns(len(packed)):
+                loss = self.objective(packed[turn.batch].samples, "token").item()
+                total += loss if turn.counts else 0.0
+            weight += sum(sample.learned for batch in packed for sample in batch.samples)
         if self.balance is not None:
             self.balance.forget()
+        self.team.rest(self.objective)
         self.model.train()
-        return total / max(weight, 1.0)
+        return self.team.sum(total).item() / max(weight, 1.0)
 
     def _stream(self, sources: Sequence[Source], epochs: float | None) -> Stream:
         settings = self.settings
@@ -150,22 +180,27 @@ class Tuner:
 
     def _step(self, packed: Sequence[Packed]) -> dict[str, Any]:
         """Run the batches of a step forward and backward, then step. Their losses share one norm, as if they were one batch."""
-        settings, step = self.settings, self.step
-        weights = [row_weights(batch.samples, settings.loss) for batch in packed]
-        total_weight, loss = float(sum(w.sum() for w in weights)), 0.0
+        settings, step, team = self.settings, self.step, self.team
+        total_weight = float(sum(row_weights(batch.samples, settings.loss).sum() for batch in packed))
+        losses = torch.zeros(len(packed), dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed * 1_000_003 + step)  # of dropout: a function of the step, and nothing to save
-            for batch in packed:
-                part = answer_loss(self.model, batch.samples, settings.loss, settings.chunk) / total_weight
-                self._require_finite(part.item(), "loss", [batch])
-                loss += part.item()
+            for turn in team.turns(len(packed)):
+                torch.manual_seed(_dropout_seed(settings.seed, step, turn.batch))
+                seen = any(sample.request.patches for i in turn.all for sample in packed[i].samples)
+                part = self.objective(packed[turn.batch].samples, settings.loss, others_see=seen) / total_weight
+                if turn.counts:
+                    losses[turn.batch] = part.item()
                 if self.balance is not None:
                     part = part + settings.balance / len(packed) * self.balance.take()
                 if part.requires_grad:  # text alone teaches an encoder nothing
-                    part.backward()
+                    (part * (team.data if turn.counts else 0)).backward()  # FSDP2 takes the mean of what it sums up
                 self.optimiser.collect()
                 if self.balance is not None:
                     self.balance.forget()
+        values = team.sum(losses).tolist()
+        for batch, value in zip(packed, values, strict=True):
+            self._require_finite(value, "loss", [batch])
+        loss = sum(values)
         self._watch(loss, packed)
         now, end = self.share, self._share_after(packed[-1])
         scale = schedule((now + end) / 2, settings.warmup, settings.floor)
@@ -197,7 +232,8 @@ class Tuner:
         shown = ", ".join(places[:16]) + (f" and {len(places) - 16} more" if len(places) > 16 else "")
         good = "there is no checkpoint yet"
         if self.saved_step is not None:
-            good = f"the last good checkpoint, of step {self.saved_step}, is {self.settings.output / STATE}"
+            folder = state.place(self.settings.output, self.saved_step)
+            good = f"the last good checkpoint, of step {self.saved_step}, is {folder}"
         return f"step {self.step}: {what}; the batch was {shown}; {good}"
 
     def _record(self, packed: Sequence[Packed], metrics: dict[str, Any], seconds: float) -> None:
@@ -209,27 +245,31 @@ class Tuner:
             "tokens_per_s": round(tokens / seconds, 1), "elapsed_s": round(self.elapsed_s, 2), **metrics,
         }  # fmt: skip
         self.log.add(line, write=self.step % self.settings.log_every == 0)
-        self.progress(self.share, line)
+        if self.team.leads:
+            self.progress(self.share, line)
 
     def _evaluate(self) -> None:
         started = time.perf_counter()
         loss = self.evaluate()
         line = {"step": self.step, "eval_loss": loss, "eval_s": round(time.perf_counter() - started, 2)}
         self.log.add(line)
-        self.progress(self.share, line)
+        if self.team.leads:
+            self.progress(self.share, line)
 
-    def _resume(self) -> None:
-        path = self.settings.output / STATE
-        tensors, state = checkpoint.load(self.settings.output, STATE)
-        _require_same(state, self.settings.same_run(), self._data(), path)
+    def _resume(self, folder: Path) -> None:
+        run = state.read_run(folder)
+        _require_same(run, self.settings.same_run(), self._data(), folder)
+        names = state.names(folder)
         wanted = {f"master.{name}" for name in self.optimiser.masters}
-        held = {name for name in tensors if name.startswith("master.")}
+        held = {name for name in names if name.startswith("master.")}
         if wanted != held:
-            raise CheckpointError(f"{path} holds {len(held)} weights that learn, but this run has {len(wanted)}")
+            raise CheckpointError(f"{folder} holds {len(held)} weights that learn, but this run has {len(wanted)}")
+        tensors = self.optimiser.room(names)
+        state.load(folder, tensors)
         self.optimiser.restore(tensors)
-        self.step, self.cursor, self.done = state["step"], Cursor(**state["cursor"]), state["done"]
-        self.mean_loss, self.elapsed_s = state["mean_loss"], state["elapsed_s"]
-        self.lowest_loss = math.inf if state["lowest_loss"] is None else state["lowest_loss"]
+        self.step, self.cursor, self.done = run["step"], Cursor(**run["cursor"]), run["done"]
+        self.mean_loss, self.elapsed_s = run["mean_loss"], run["elapsed_s"]
+        self.lowest_loss = math.inf if run["lowest_loss"] is None else run["lowest_loss"]
         self.saved_step = self.step
 
     def _data(self) -> list[dict[str, Any]]:
@@ -237,18 +277,23 @@ class Tuner:
         return [_fingerprint(source) for source in self.sources]
 
 
+def _dropout_seed(seed: int, step: int, batch: int) -> int:
+    """Derive the seed of a batch's dropout: a function of its place, and nothing to save, whichever process runs it."""
+    return int(np.random.SeedSequence([seed, step, batch]).generate_state(1, np.uint32)[0])
+
+
 def _fingerprint(source: Source) -> dict[str, Any]:
     return {"records": len(source), "bytes": source.options.path.stat().st_size}
 
 
-def _require_same(state: dict[str, Any], settings: dict[str, Any], data: list[dict[str, Any]], path: Path) -> None:
+def _require_same(run: dict[str, Any], settings: dict[str, Any], data: list[dict[str, Any]], path: Path) -> None:
     """Require that a state belongs to these settings and data: the same run, or none."""
-    then = state["settings"]
+    then = run["settings"]
     for name in sorted(then.keys() | settings.keys()):
         if then.get(name) != settings.get(name):
             raise ConfigError(
                 f"{name} is {settings.get(name)!r}, but {path} was begun with {then.get(name)!r}; change it back to go on, or "
                 "name another output for another run"
             )
-    if state["data"] != data:
-        raise ConfigError(f"the data has changed since {path} was begun: {state['data']} became {data}; name another output")
+    if run["data"] != data:
+        raise ConfigError(f"the data has changed since {path} was begun: {run['data']} became {data}; name another output")

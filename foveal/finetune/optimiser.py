@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveal.finetune.prepare import Part
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+from foveal.finetune.team import layout, whole
+from foveal.train.masters import Masters
 
 
 def schedule(progress: float, warmup: float, floor: float) -> float:
@@ -21,7 +21,7 @@ def schedule(progress: float, warmup: float, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
-class Optimiser:
+class Optimiser(Masters):
     """Steps parameters by AdamW. One that is not float32 has a master that is; gradients are summed there.
 
     learning: parameters by part and name; rates: the learning rate of each part. Matrices decay, everything else does not.
@@ -40,9 +40,10 @@ class Optimiser:
         for part, parameters in learning.items():
             for decays in (True, False):
                 chosen = [self.masters[name] for name in parameters if (parameters[name].ndim >= 2) == decays]
-                if chosen:
-                    groups.append({"params": chosen, "rate": rates[part], "weight_decay": weight_decay if decays else 0.0})
+                for alike in _alike(chosen):
+                    groups.append({"params": alike, "rate": rates[part], "weight_decay": weight_decay if decays else 0.0})
         self.adam = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+        self.optimisers = (self.adam,)
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -61,10 +62,12 @@ class Optimiser:
         Nothing is stepped when that is not finite.
         """
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads))
+        alike = _alike(grads)
+        norm = math.hypot(*(float(whole(torch.nn.utils.get_total_norm(part))) for part in alike))
         if math.isfinite(norm):
             if norm > self.clip:
-                torch._foreach_mul_(grads, self.clip / norm)
+                for part in alike:
+                    torch._foreach_mul_(part, self.clip / norm)
             for group in self.adam.param_groups:
                 group["lr"] = group["rate"] * scale
             self.adam.step()
@@ -74,20 +77,18 @@ class Optimiser:
         self.adam.zero_grad()
         return norm
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Name everything a resume needs: masters and moments."""
-        out = {f"master.{name}": master.detach() for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            out |= {f"{key}.{name}": value for key, value in self.adam.state.get(master, {}).items()}
+    def room(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Make tensors of any values for those of `names` that a resume of this optimiser needs, divided as its weights are."""
+        out: dict[str, Tensor] = {}
+        for key, _, name in (name.partition(".") for name in names):
+            if name in self.masters:
+                out[f"{key}.{name}"] = torch.zeros(()) if key == "step" else torch.zeros_like(self.masters[name])
         return out
 
-    @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` named."""
-        for name, master in self.masters.items():
-            master.copy_(tensors[f"master.{name}"])
-            self.named[name].copy_(master)
-            moments = {key: f"{key}.{name}" for key in MOMENTS}
-            held = {key: tensors[place].to(master.device) for key, place in moments.items() if place in tensors}
-            if held:
-                self.adam.state[master] = held
+
+def _alike(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Part tensors by how they are divided among processes: one call can step or scale those of one kind."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(layout(tensor), []).append(tensor)
+    return list(kinds.values())

@@ -9,9 +9,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.errors import ConfigError
-from foveal.finetune.lora import adapt
+from foveal.finetune.int8 import keep_in_8_bits
+from foveal.finetune.lora import adapt, is_adapter
 from foveal.finetune.settings import TuneSettings
 from foveal.model import Qwen3VL
+from foveal.model.checkpoint import to_dtype
 
 Part = Literal["vision", "merger", "language"]
 PARTS: tuple[Part, ...] = ("vision", "merger", "language")
@@ -30,7 +32,8 @@ def part_of(name: str) -> Part:
 def prepare(model: Qwen3VL, settings: TuneSettings) -> dict[Part, dict[str, nn.Parameter]]:
     """Freeze the model, then put adapters on and let parts learn as the settings say. Return what learns, by part and name.
 
-    A part in which adapters were put learns by those alone. Raise ConfigError if a part has nothing to learn with.
+    A part in which adapters were put learns by those alone; `bits` then quantises what stays frozen. Raise ConfigError if a
+    part has nothing to learn with.
     """
     rates = {part: getattr(settings, part) for part in PARTS}
     model.requires_grad_(False)
@@ -41,12 +44,14 @@ def prepare(model: Qwen3VL, settings: TuneSettings) -> dict[Part, dict[str, nn.P
     learning: dict[Part, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        if rates[part] > 0 and (part not in adapted or name.endswith((".lora_A", ".lora_B"))):
+        if rates[part] > 0 and (part not in adapted or is_adapter(name)):
             parameter.requires_grad_(True)
             learning[part][name] = parameter
     for part, parameters in learning.items():
         if rates[part] > 0 and not parameters:
             raise ConfigError(f"the model has no {part} that could learn; set {part} = 0")
+    if settings.bits is not None:
+        keep_in_8_bits(model, to_dtype(settings.compute_dtype or model.dtype))
     if settings.checkpointing:
         recompute_activations(model)
     return {part: parameters for part, parameters in learning.items() if parameters}

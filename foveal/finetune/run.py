@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 from foveal.config import ModelConfig
 from foveal.errors import CheckpointError, ConfigError
 from foveal.finetune.loop import Tuner
-from foveal.finetune.lora import adapters, load_adapter, merge_adapters, save_adapter
-from foveal.finetune.prepare import part_of
+from foveal.finetune.lora import is_adapter, load_adapter, merge_adapters, put_on, save_adapter
 from foveal.finetune.samples import reader_of
 from foveal.finetune.settings import TuneSettings
+from foveal.finetune.team import Team
 from foveal.hub import EMBEDDED, resolve
+from foveal.model.checkpoint import disk_name
 from foveal.model.load import load_model, save_model
 from foveal.processor import Processor
 
@@ -25,36 +25,50 @@ def new_tuner(
     settings: TuneSettings, *, progress: Callable[[float, dict[str, Any]], None] = lambda share, metrics: None,
     notify: Callable[[str], None] = lambda reason: None,
 ) -> Tuner:  # fmt: skip
-    """Load the model that the settings name and make its Tuner; float32 on CPUs, the checkpoint's own elsewhere."""
+    """Load the model that the settings name and make its Tuner; float32 on CPUs, the checkpoint's own elsewhere.
+
+    Under torchrun the processes it started meet first.
+    """
     directory = model_folder(settings.model)
     if settings.output.resolve() == directory.resolve():
         raise ConfigError(f"output is {settings.output}, the checkpoint itself; name another folder")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    dtype = settings.dtype or ("float32" if settings.device == "cpu" else None)
+    # What will be kept in 8 bits is mapped as it is until then.
+    dtype = settings.compute_dtype if settings.bits is None else None
     reader = reader_of(Processor.from_checkpoint(directory), settings)
-    model = load_model(directory, dtype=dtype, device=settings.device)
-    return Tuner(model, reader, settings, progress=progress, notify=notify)
+    team = Team.join(settings.device, settings.tensor_parallel)
+    model = load_model(directory, dtype=dtype, device=settings.device if team.mesh is None else "cpu")
+    return Tuner(model, reader, settings, team=team, progress=progress, notify=notify)
 
 
 def write_result(tuner: Tuner) -> list[Path]:
-    """Write what a finished run has learned; return the folders.
+    """Write what a finished run has learned; return the folders. All processes take part, and the first of them writes.
 
     adapter/: PEFT's files, when all of it is adapters. model/: a whole checkpoint in the precision of the one it came from,
-    when not, or when `merge` asks for it; adapters are then merged into the model in place.
+    when not, or when `merge` asks for it: the model is loaded anew, and what was learned is put in.
     """
-    settings, model = tuner.settings, tuner.model
-    directory = model_folder(settings.model)
+    learned = tuner.learned()
+    if not tuner.team.leads:
+        return []
+    settings = tuner.settings
     written = []
-    adapted = {part_of(name) for name in adapters(model)}
-    whole = settings.lora is None or adapted != set(tuner.learning)
-    if settings.lora is not None and not whole:
+    adapter = {name: value for name, value in learned.items() if is_adapter(name)}
+    if settings.lora is not None and len(adapter) == len(learned):
         written.append(settings.output / "adapter")
-        save_adapter(model, written[-1], settings.lora, settings.model)
-    if whole or settings.merge:
+        save_adapter(adapter, written[-1], settings.lora, settings.model)
+    if len(adapter) < len(learned) or settings.merge:
         written.append(settings.output / "model")
-        merge_adapters(model)
-        _undo_recomputing(model)
+        directory = model_folder(settings.model)
+        model = load_model(directory)
+        if settings.lora is not None:
+            scale = settings.lora.scale
+            tensors = {disk_name(name): value for name, value in adapter.items()}
+            put_on(model, tensors, lambda name, rank: scale, settings.lora.parameters)
+            merge_adapters(model)
+        with torch.no_grad():
+            for name in learned.keys() - adapter.keys():
+                model.get_parameter(name).copy_(learned[name])
         save_model(model, written[-1], dtype=ModelConfig.from_file(directory).dtype, copy_from=directory)
     return written
 
@@ -75,9 +89,3 @@ def merge_into(adapter: Path, output: Path, name: str | None) -> int:
 def model_folder(name: str | None) -> Path:
     """Return a model's folder; None is the embedded one."""
     return EMBEDDED if name is None else resolve(name)
-
-
-def _undo_recomputing(model: torch.nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), functools.partial):
-            del module.__dict__["forward"]

@@ -12,18 +12,23 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from foveal.errors import ConfigError
 from foveal.finetune.sources import SourceOptions
+from foveal.finetune.track import Kind
 
 Norm = Literal["token", "sample", "sqrt"]
 # What may change between two sittings of one run: none of it moves a weight.
-FREE = ("save_every", "log_every", "workers", "threads", "plot", "merge", "eval", "eval_every", "skip_bad", "divergence")
+FREE = (
+    "save_every", "log_every", "workers", "threads", "plot", "merge", "eval", "eval_every", "skip_bad", "divergence",
+    "tensor_parallel", "track",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LoraSettings:
     """Adapters of `rank` on the Linears that `target` names, scaled by alpha / rank (rslora: alpha / sqrt(rank)).
 
-    target: "all-linear", a pattern for whole names, or a list of names' ends such as "q_proj". Only Linears of parts that
-    learn are meant; a part in which any is found learns by its adapters alone.
+    target: "all-linear", a pattern for whole names, or a list of names' ends such as "q_proj". parameters: the packed experts
+    that get adapters, by names' ends such as "experts.down_proj". Only what belongs to parts that learn is meant; a part in
+    which any is found learns by its adapters alone.
     """
 
     rank: int = 16
@@ -31,12 +36,13 @@ class LoraSettings:
     dropout: float = 0.0
     rslora: bool = False
     target: str | tuple[str, ...] = "all-linear"
+    parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, f"lora.rank is {self.rank}; expected 1 or more")
         _require(self.alpha > 0, f"lora.alpha is {self.alpha}; expected more than 0")
         _require(0 <= self.dropout < 1, f"lora.dropout is {self.dropout}; expected 0 or more, and less than 1")
-        _require(bool(self.target), "lora.target is empty; name the Linears that are to get adapters")
+        _require(bool(self.target or self.parameters), "lora.target is empty; name the Linears that are to get adapters")
 
     @property
     def scale(self) -> float:
@@ -53,7 +59,9 @@ class TuneSettings:
     warmup: share of the run; floor: what the cosine ends at, as a share. loss: what counts alike, every learned token, every
     sample, or (sqrt) between the two. balance: weight of the routers' balance loss. chunk: rows of logits in memory at once.
     divergence: stop when the mean loss is so many times its lowest, plus 1; 0 never. eval_every, save_every: in steps.
-    merge: write the model with its adapters merged, too.
+    merge: write the model with its adapters merged, too. tensor_parallel: of the processes that torchrun started, so many
+    share every product; all others take batches of their own. bits: 8 keeps frozen weights in 8 bits, for adapters to learn
+    on. track: "trackio", "tensorboard": where the log goes, too.
     """
 
     output: Path
@@ -97,6 +105,9 @@ class TuneSettings:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     threads: int | None = None
     workers: int = 1
+    tensor_parallel: int = 1
+    bits: Literal[8] | None = None
+    track: tuple[Kind, ...] = ()
 
     def __post_init__(self) -> None:
         _require(bool(self.data), "there is no data; name at least one source")
@@ -109,10 +120,19 @@ class TuneSettings:
         for name in ("steps", "epochs", "batch_tokens", "max_tokens", "threads", "clip", "fps", "frames"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} is {value}; expected more than 0")
-        for name in ("batch_size", "accumulate", "window", "chunk", "save_every", "log_every", "workers"):
+        for name in ("batch_size", "accumulate", "window", "chunk", "save_every", "log_every", "workers", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected 1 or more")
+        _require(
+            self.bits is None or self.tensor_parallel == 1,
+            "bits is 8, and weights in 8 bits cannot be divided; set tensor_parallel = 1",
+        )
         _require(self.eval_every >= 0, f"eval_every is {self.eval_every}; expected 0 (never) or more")
         _require(self.fps is None or self.frames is None, "fps and frames are both given; one chooses the frames of clips")
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """What the model computes in: float32 on CPUs, elsewhere the checkpoint's own (None), unless `dtype` says."""
+        return self.dtype or ("float32" if self.device == "cpu" else None)
 
     def same_run(self) -> dict[str, Any]:
         """Return, as JSON values, what must not change between two sittings."""

@@ -5,11 +5,15 @@ Expert weights keep the orientation of released checkpoints, transposed relative
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.config import MoeConfig
+
+Product = Callable[[str, Tensor, Tensor], Tensor]  # as Experts.product
 
 
 class Router(nn.Module):
@@ -33,23 +37,30 @@ class Experts(nn.Module):
     def __init__(self, config: MoeConfig, hidden_size: int) -> None:
         super().__init__()
         e, f = config.num_experts, config.moe_intermediate_size
+        self.num_experts = e
         self.gate_up_proj = nn.Parameter(torch.empty(e, hidden_size, 2 * f))
         self.down_proj = nn.Parameter(torch.empty(e, f, hidden_size))
 
-    def forward(self, x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, index: Tensor, product: Product | None = None) -> Tensor:
         """Sum each token's K experts: sort (token, expert) pairs by expert, one grouped product a matrix, unsort.
 
-        x: (T, D); weights, index: (T, K). Nothing leaves the device: group ends are a cumulative histogram.
+        x: (T, D); weights, index: (T, K); product: instead of this module's own, of one that wraps it. Nothing leaves the
+        device: group ends are a cumulative histogram.
         """
+        product = product or self.product
         tokens, k = index.shape
         order = index.flatten().argsort(stable=True)
-        counts = torch.zeros(len(self.down_proj), dtype=torch.int32, device=x.device)
+        counts = torch.zeros(self.num_experts, dtype=torch.int32, device=x.device)
         counts.scatter_add_(0, index.flatten(), torch.ones_like(index.flatten(), dtype=torch.int32))
         ends = counts.cumsum(0, dtype=torch.int32)
-        gate, up = F.grouped_mm(x[order // k], self.gate_up_proj, offs=ends).chunk(2, dim=-1)
-        rows = F.grouped_mm(F.silu(gate) * up, self.down_proj, offs=ends) * weights.flatten()[order, None]
+        gate, up = product("gate_up_proj", x[order // k], ends).chunk(2, dim=-1)
+        rows = product("down_proj", F.silu(gate) * up, ends) * weights.flatten()[order, None]
         unsorted = torch.empty_like(rows).index_copy(0, order, rows)
         return unsorted.view(tokens, k, -1).sum(dim=1)
+
+    def product(self, leaf: str, x: Tensor, ends: Tensor) -> Tensor:
+        """Multiply rows, sorted by expert and ending at `ends`, by the weight of this name."""
+        return F.grouped_mm(x, self.get_parameter(leaf), offs=ends)
 
     def forward_loop(self, x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         """Compute the same by every expert over every token: the plain oracle, E/K times the work."""

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from foveal.train.masters import Masters
 from foveal.train.muon import Muon
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's three, and Muon's
 
 
 def schedule(step: int, steps: int, warmup: int, rest: float = 0.4, floor: float = 0.02) -> float:
@@ -25,7 +24,7 @@ def schedule(step: int, steps: int, warmup: int, rest: float = 0.4, floor: float
     return floor + (1 - floor) * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
 
 
-class MasterOptimiser:
+class MasterOptimiser(Masters):
     """Keeps float32 copies of the parameters, steps them, and writes them back in the model's dtype.
 
     Muon steps the matrices of blocks and layers, AdamW the rest: tables, mergers, heads, norms, biases. Matrices decay; norms,
@@ -55,10 +54,11 @@ class MasterOptimiser:
             turned.append({"params": matrices, "sees": sees})
             others.append({"params": decay, "weight_decay": weight_decay, "sees": sees})
             others.append({"params": rest, "weight_decay": 0.0, "sees": sees})
-        self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(others, lr=lr, betas=betas, fused=True), lr),
-            (Muon(turned, lr=muon_lr, weight_decay=weight_decay, dtype=next(iter(self.named.values())).dtype), muon_lr),
-        ]
+        self.rates = (lr, muon_lr)
+        self.optimisers = (
+            torch.optim.AdamW(others, lr=lr, betas=betas, fused=True),
+            Muon(turned, lr=muon_lr, weight_decay=weight_decay, dtype=next(iter(self.named.values())).dtype),
+        )
 
     @torch.no_grad()
     def step(self, scale: float, vision: float = 1.0) -> float:
@@ -78,32 +78,10 @@ class MasterOptimiser:
             raise FloatingPointError(f"the gradient norm is {norm}")
         if norm > self.clip:
             torch._foreach_mul_(grads, self.clip / norm)
-        for optimiser, lr in self.optimisers:
+        for optimiser, lr in zip(self.optimisers, self.rates, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = lr * scale * (vision if group["sees"] else 1.0)
             optimiser.step()
         for name, parameter in self.named.items():
             parameter.copy_(self.masters[name])
         return norm
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Name everything a resume needs: master weights and the optimisers' moments."""
-        out = {f"master.{name}": m for name, m in self.masters.items()}
-        for name, master in self.masters.items():
-            for optimiser, _ in self.optimisers:
-                for key, value in optimiser.state.get(master, {}).items():
-                    out[f"{key}.{name}"] = value
-        return out
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` named."""
-        for name, master in self.masters.items():
-            master.copy_(tensors[f"master.{name}"])
-            self.named[name].copy_(master)
-        names = {id(master): name for name, master in self.masters.items()}
-        for optimiser, _ in self.optimisers:
-            for group in optimiser.param_groups:
-                for master in group["params"]:
-                    moments = {key: f"{key}.{names[id(master)]}" for key in MOMENTS}
-                    optimiser.state[master] = {key: tensors[place] for key, place in moments.items() if place in tensors}

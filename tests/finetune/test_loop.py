@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from foveal.errors import ConfigError, DataError, DivergenceError
-from foveal.finetune.loop import STATE, Tuner
+from foveal.finetune import state as state_files
+from foveal.finetune.loop import Tuner
 from foveal.finetune.prepare import PARTS, part_of
 from foveal.finetune.samples import SampleReader
 from foveal.finetune.settings import LoraSettings, TuneSettings
 from foveal.model import Qwen3VL
 from foveal.model.load import load_model
-from foveal.train import checkpoint as state_file
 from tests.finetune.conftest import Write, mixed
 
 NewTuner = Callable[..., Tuner]
@@ -53,6 +53,11 @@ def tuner(checkpoint: Path, reader: SampleReader, write: Write, tmp_path: Path) 
 
 def _weights(model: Qwen3VL) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _files(tuner: Tuner) -> dict[Path, bytes]:
+    """Read all files of a run's state."""
+    return {file: file.read_bytes() for file in (tuner.settings.output / state_files.FOLDER).rglob("*") if file.is_file()}
 
 
 def _run_in_sittings(new: NewTuner, name: str, **settings: Any) -> Tuner:
@@ -158,14 +163,14 @@ def test_what_is_not_finite_stops_the_run(tuner: NewTuner) -> None:
     first = tuner(steps=4)
     first.progress = lambda share, metrics: first.stop() if metrics["step"] == 2 else None
     assert not first.run()
-    good = (first.settings.output / STATE).read_bytes()
+    good = _files(first)
     broken = tuner(steps=4)
     with torch.no_grad():
         broken.model.language_model.norm.weight.fill_(float("nan"))
-    says = r"step 2: the loss is nan; the batch was .*data\.jsonl:\d+.*; the last good checkpoint, of step 2, is .*run/training"
+    says = r"step 2: the loss is nan; the batch was .*data\.jsonl:\d+.*; the last good checkpoint, of step 2, is .*/step-2"
     with pytest.raises(DivergenceError, match=says):
         broken.run()
-    assert (first.settings.output / STATE).read_bytes() == good
+    assert _files(first) == good
     endless = tuner("endless")
     endless.learning["language"]["language_model.norm.weight"].register_hook(lambda grad: grad * float("inf"))
     before = _weights(endless.model)
@@ -191,7 +196,7 @@ def test_a_bad_line_ends_the_run_unless_it_may_be_left_out(tuner: NewTuner, writ
 
 def test_another_run_is_not_gone_on_with(tuner: NewTuner, write: Write) -> None:
     tuner(steps=2).run()
-    with pytest.raises(ConfigError, match=r"language is 0\.1, but .*training\.safetensors was begun with 0\.001"):
+    with pytest.raises(ConfigError, match=r"language is 0\.1, but .*state/step-2 was begun with 0\.001"):
         tuner(steps=2, language=0.1)
     tuner(steps=2, save_every=7, log_every=3, divergence=9.0)  # none of these moves a weight
     write(mixed(11))
@@ -212,24 +217,32 @@ def test_lines_of_steps_that_a_kill_lost_are_not_logged_twice(tuner: NewTuner) -
 
 
 def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
-    """Saves without end are killed at different times; the file is whole every time, and of one save."""
+    """Saves without end are killed at different times; the newest state is whole every time, and of one save."""
     code = (
-        "import sys, torch\nfrom pathlib import Path\nfrom foveal.train import checkpoint\n"
-        "for step in range(10**9):\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom foveal.finetune import state\n"
+        "for step in range(int(sys.argv[2]), 10**9):\n"
         "    tensors = {str(i): torch.full((200_000,), float(step)) for i in range(8)}\n"
-        "    checkpoint.save(Path(sys.argv[1]), tensors, {'step': step})\n"
+        "    state.save(Path(sys.argv[1]), step, tensors, {'step': step}, True)\n"
         "    print(step, flush=True)\n"
     )
-    for wait in (1, 2, 4, 7):
-        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as child:
+    first = 0
+    for wait in (1, 3):
+        command = [sys.executable, "-c", code, str(tmp_path), str(first)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
             for _ in range(wait):
                 child.stdout.readline()
             os.kill(child.pid, signal.SIGKILL)
             rest = child.stdout.read().split()
-        tensors, state = state_file.load(tmp_path)
-        assert state["step"] >= (int(rest[-1]) if rest else wait - 1)
-        assert all(torch.equal(t, torch.full((200_000,), float(state["step"]))) for t in tensors.values())
+        folder = state_files.newest(tmp_path)
+        assert folder is not None
+        run = state_files.read_run(folder)
+        assert run["step"] >= (int(rest[-1]) if rest else first + wait - 1) and folder.name == f"step-{run['step']}"
+        tensors = {name: torch.zeros(200_000) for name in state_files.names(folder)}
+        state_files.load(folder, tensors)
+        assert len(tensors) == 8
+        assert all(torch.equal(t, torch.full((200_000,), float(run["step"]))) for t in tensors.values())
+        first = run["step"] + 1
 
 
 def test_the_picture_of_a_run(tuner: NewTuner) -> None:

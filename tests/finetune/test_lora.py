@@ -15,6 +15,7 @@ from foveal.finetune.lora import (
     CONFIG,
     LoraLinear,
     adapt,
+    adapter_tensors,
     adapters,
     is_target,
     load_adapter,
@@ -41,14 +42,14 @@ def _peft() -> Any:
     return peft
 
 
-def _adapted(settings: LoraSettings) -> Qwen3VL:
+def _adapted(settings: LoraSettings, config: str = "dense-tied") -> Qwen3VL:
     """Make a model whose adapters do something."""
-    model = new_model(CONFIGS["dense-tied"])
+    model = new_model(CONFIGS[config])
     adapt(model, settings, lambda name: True)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for adapter in adapters(model).values():
-            adapter.lora_B.normal_(0, 0.1, generator=generator)
+            adapter.lora_B.weight.normal_(0, 0.1, generator=generator)
     return model
 
 
@@ -71,7 +72,7 @@ def test_peft_reads_ours(settings: LoraSettings, tmp_path: Path) -> None:
     PeftModel = _peft().PeftModel
 
     ours, plain = _adapted(settings), new_model(CONFIGS["dense-tied"])
-    save_adapter(ours, tmp_path, settings, "some/base")
+    save_adapter(adapter_tensors(ours), tmp_path, settings, "some/base")
     theirs = PeftModel.from_pretrained(new_reference(plain), tmp_path)
     found, expected = _logits(ours), _reference_logits(theirs, plain)
     assert (expected - _logits(plain)).abs().max() > 0.1  # the adapter does something
@@ -106,16 +107,60 @@ def test_files_are_those_that_peft_writes(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     ours = _adapted(CHOICES[0])
-    save_adapter(ours, tmp_path / "a", CHOICES[0])
+    save_adapter(adapter_tensors(ours), tmp_path / "a", CHOICES[0])
     PeftModel.from_pretrained(new_reference(new_model(CONFIGS["dense-tied"])), tmp_path / "a").save_pretrained(tmp_path / "b")
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+BOTH = ("experts.gate_up_proj", "experts.down_proj")
+
+
+@THEIRS
+@pytest.mark.parametrize("parameters", [BOTH, BOTH[1:]], ids=["both", "one"])
+def test_experts_are_adapted_as_in_peft(parameters: tuple[str, ...], tmp_path: Path) -> None:
+    peft = _peft()
+    settings = LoraSettings(3, 6.0, target=("q_proj",), parameters=parameters)
+    ours, plain = _adapted(settings, "moe"), new_model(CONFIGS["moe"])
+    save_adapter(adapter_tensors(ours), tmp_path / "ours", settings)
+    theirs = peft.PeftModel.from_pretrained(new_reference(plain), tmp_path / "ours")
+    found, expected = _logits(ours), _reference_logits(theirs, plain)
+    assert (expected - _logits(plain)).abs().max() > 0.1
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    config = peft.LoraConfig(
+        r=2, lora_alpha=4, target_modules=["q_proj"], target_parameters=list(parameters), init_lora_weights=False
+    )
+    theirs = peft.get_peft_model(new_reference(plain), config).eval()
+    expected = _reference_logits(theirs, plain)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = new_model(CONFIGS["moe"])
+    assert len(load_adapter(again, tmp_path / "theirs")) == 5 + 5 * len(parameters)
+    assert (_logits(again) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    merge_adapters(again)
+    assert not adapters(again) and (_logits(again) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert [name for name, _ in again.named_parameters()] == [name for name, _ in plain.named_parameters()]
+
+
+def test_experts_that_cannot_be_adapted(tmp_path: Path) -> None:
+    everywhere = LoraSettings(2, target=(), parameters=("experts.up_proj",))
+    with pytest.raises(ConfigError, match=r"names no experts of a part that learns; they are experts\.gate_up_proj and"):
+        adapt(new_model(CONFIGS["moe"]), everywhere, lambda name: True)
+    with pytest.raises(ConfigError, match="they do not exist in this model"):
+        adapt(new_model(CONFIGS["dense-tied"]), everywhere, lambda name: True)
+    with pytest.raises(ConfigError, match=r"lora\.dropout is 0\.5, but adapters of experts have none"):
+        adapt(new_model(CONFIGS["moe"]), LoraSettings(2, dropout=0.5, parameters=BOTH), lambda name: True)
+    settings = LoraSettings(2, target=(), parameters=BOTH[1:])
+    save_adapter(adapter_tensors(_adapted(settings, "moe")), tmp_path, settings)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"target_parameters": None}))
+    with pytest.raises(CheckpointError, match="is of one weight, but target_parameters names none"):
+        load_adapter(new_model(CONFIGS["moe"]), tmp_path)
+
+
 def test_save_load_merge(tmp_path: Path) -> None:
     ours = _adapted(CHOICES[1])
     expected = _logits(ours)
-    save_adapter(ours, tmp_path, CHOICES[1])
+    save_adapter(adapter_tensors(ours), tmp_path, CHOICES[1])
     again = new_model(CONFIGS["dense-tied"])
     load_adapter(again, tmp_path)
     assert torch.equal(_logits(again), expected)
@@ -166,9 +211,9 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
         adapt(model, LoraSettings(target="("), lambda name: True)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be read"):
         load_adapter(model, tmp_path)
-    save_adapter(_adapted(CHOICES[0]), tmp_path, CHOICES[0])
+    save_adapter(adapter_tensors(_adapted(CHOICES[0])), tmp_path, CHOICES[0])
     other = new_model(CONFIGS["released-heads"])
-    with pytest.raises(CheckpointError, match=r"has shapes .* but the Linear is"):
+    with pytest.raises(CheckpointError, match=r"has shapes .* but the model needs"):
         load_adapter(other, tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(config | {"use_dora": True}))
@@ -180,5 +225,5 @@ def test_a_bfloat16_model_keeps_float32_adapters() -> None:
     model = new_model(CONFIGS["dense-tied"], dtype=torch.bfloat16)
     adapt(model, LoraSettings(target=("q_proj",)), lambda name: True)
     adapter = next(iter(adapters(model).values()))
-    assert isinstance(adapter, LoraLinear) and adapter.lora_A.dtype == torch.float32
+    assert isinstance(adapter, LoraLinear) and adapter.lora_A.weight.dtype == torch.float32
     assert _logits(model).dtype == torch.bfloat16

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from foveal.batch import Batch
 from foveal.finetune.labels import IGNORE
-from foveal.finetune.loss import answer_loss, chunked_cross_entropy, row_weights
+from foveal.finetune.loss import AnswerLoss, chunked_cross_entropy, row_weights
 from foveal.finetune.samples import Sample, SampleReader
 from foveal.finetune.sources import open_source
 from foveal.model import Qwen3VL
@@ -46,7 +46,7 @@ def _plain(model: Qwen3VL, sample: Sample) -> torch.Tensor:
 def test_chunked_and_packed_is_plain_and_alone(model: Qwen3VL, samples: list[Sample], chunk: int) -> None:
     plain = sum((_plain(model, sample) for sample in samples), torch.zeros(()))
     expected = _gradients(model, plain)
-    loss = answer_loss(model, samples, "token", chunk)
+    loss = AnswerLoss(model, chunk)(samples, "token")
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
     found = _gradients(model, loss)
     assert found.keys() == expected.keys() == {name for name, _ in model.named_parameters()}
@@ -84,7 +84,7 @@ def test_text_alone_runs_no_encoder(model: Qwen3VL, samples: list[Sample], monke
     text = [sample for sample in samples if not sample.request.patches]
     assert text and len(text) < len(samples)
     monkeypatch.setattr(model.visual, "forward", lambda *_: pytest.fail("there is nothing to see"))
-    grads = _gradients(model, answer_loss(model, text, "token", 64))
+    grads = _gradients(model, AnswerLoss(model, 64)(text, "token"))
     assert not any(name.startswith("visual") for name in grads) and grads
 
 
@@ -92,7 +92,7 @@ def test_a_frozen_encoder_keeps_no_graph(model: Qwen3VL, samples: list[Sample]) 
     model.visual.requires_grad_(False)
     asked: list[bool] = []
     model.visual.register_forward_hook(lambda *_: asked.append(torch.is_grad_enabled()))
-    grads = _gradients(model, answer_loss(model, samples, "token", 64))
+    grads = _gradients(model, AnswerLoss(model, 64)(samples, "token"))
     assert asked == [False] and not any(name.startswith("visual") for name in grads)
 
 

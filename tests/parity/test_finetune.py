@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from foveal.finetune.balance import Balance
 from foveal.finetune.labels import IGNORE
-from foveal.finetune.loss import answer_loss
+from foveal.finetune.loss import AnswerLoss
 from foveal.finetune.prepare import recompute_activations
 from tests.parity.reference import model_inputs, new_reference
 from tests.parity.runs import compare_gradients
@@ -36,7 +36,7 @@ def test_a_packed_step(name: str) -> None:
         reference = reference + F.cross_entropy(logits, torch.from_numpy(labels), ignore_index=IGNORE, reduction="sum")
     reference.backward()
     recompute_activations(ours)
-    loss = answer_loss(ours, samples, "token", 4)
+    loss = AnswerLoss(ours, 4)(samples, "token")
     loss.backward()
     assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
     compare_gradients("9 gradients of a fine-tuning step", ours, theirs)
@@ -56,7 +56,7 @@ def test_balance() -> None:
     labels = np.full(len(sequence), IGNORE)
     labels[-2] = 3
     sample: Any = SimpleNamespace(request=SimpleNamespace(sequence=sequence, patches=tuple(media)), labels=labels, learned=1)
-    answer_loss(ours, [sample], "token", 4)
+    AnswerLoss(ours, 4)([sample], "token")
     found = balance.take()
     moe = ours.config.text.moe
     assert moe is not None
@@ -66,7 +66,7 @@ def test_balance() -> None:
     grads = [layer.mlp.gate.weight.grad.clone() for layer in ours.language_model.layers]
     ours.zero_grad()
     recompute_activations(ours)
-    loss = answer_loss(ours, [sample], "token", 4)
+    loss = AnswerLoss(ours, 4)([sample], "token")
     total = balance.take() + 0 * loss
     total.backward()
     for layer, grad in zip(ours.language_model.layers, grads, strict=True):

@@ -1,0 +1,81 @@
+"""The resumable state of a run, in torch's distributed format: what any number of processes saves, any other can load.
+
+state/step-N holds the tensors, divided or not, and run.json beside them. It is written under another name, moved into place
+when it is complete, and only then is the one before removed: a kill leaves the one or the other whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from foveal.errors import CheckpointError
+
+FOLDER, RUN = "state", "run.json"
+_PART = ".part"
+
+
+def place(output: Path, step: int) -> Path:
+    """Name the folder of a step."""
+    return output / FOLDER / f"step-{step}"
+
+
+def newest(output: Path) -> Path | None:
+    """Find the last state of a run that was written to its end."""
+    found = [folder for folder in (output / FOLDER).glob("step-*") if folder.suffix != _PART]
+    return max(found, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+
+
+def save(output: Path, step: int, tensors: Mapping[str, Tensor], run: Mapping[str, Any], leads: bool) -> Path:
+    """Write a state; all processes take part, and the one that leads moves it into place. Return its folder."""
+    target = place(output, step)
+    part = target.with_name(target.name + _PART)
+    if leads:
+        for left in (output / FOLDER).glob(f"*{_PART}"):
+            shutil.rmtree(left)
+    with _alone_is_fine():
+        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part))
+    if leads:
+        (part / RUN).write_text(json.dumps(run), encoding="utf-8")
+        part.replace(target)
+        for old in target.parent.iterdir():
+            if old != target:
+                shutil.rmtree(old)
+    return target
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read what `save` was given as `run`. Raise CheckpointError if that is not there."""
+    try:
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / RUN} cannot be read: {error}; name another output to begin again") from None
+    assert isinstance(run, dict)
+    return run
+
+
+def names(folder: Path) -> set[str]:
+    """List the tensors of a state."""
+    return set(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata)
+
+
+def load(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors, divided or not, with the values that a state has under their names; all processes take part."""
+    with _alone_is_fine():
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Let torch not warn that there is one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is")
+        yield
