@@ -70,18 +70,18 @@ class Sheet:
         stamp, dx, dy = placed_text(text, pen.face, pen.px)
         return self.add(Thing(kind, kind, pen.ink, pen.rgb, stamp, round(start) + dx, round(y) + dy, text))
 
-    def panel(self, box: Sequence[float], rgb: RGB, kind: str = "panel", colour: str = "gray") -> int:
-        """Fill a box."""
+    def panel(self, box: Sequence[float], rgb: RGB, kind: str = "panel") -> int:
+        """Fill a box. What is not a thing one asks about by colour has the colour "none", whatever its ink."""
         x1, y1, x2, y2 = (round(end) for end in box)
         alpha = np.full((max(1, y2 - y1), max(1, x2 - x1)), 255, np.uint8)
-        return self.add(Thing("panel", kind, colour, rgb, Stamp(alpha, alpha > 0), x1, y1))
+        return self.add(Thing("panel", kind, "none", rgb, Stamp(alpha, alpha > 0), x1, y1))
 
     def frame(self, box: Sequence[float], rgb: RGB, width: int = 1, kind: str = "frame") -> int:
         """Draw the outline of a box, inside it."""
         x1, y1, x2, y2 = (round(end) for end in box)
         alpha = np.full((y2 - y1, x2 - x1), 255, np.uint8)
         alpha[width:-width, width:-width] = 0
-        return self.add(Thing("panel", kind, "gray", rgb, Stamp(alpha, alpha > 0), x1, y1))
+        return self.add(Thing("panel", kind, "none", rgb, Stamp(alpha, alpha > 0), x1, y1))
 
     def add(self, thing: Thing) -> int:
         self.things.append(thing)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from foveal.world import CHAR_CLASSES, COLOUR_CLASSES, KIND_CLASSES, Difficulty, Item, cell_labels, clip_item, picture_item
+from foveal.world import (
+    CHAR_CLASSES,
+    COLOUR_CLASSES,
+    KIND_CLASSES,
+    Difficulty,
+    Item,
+    cell_labels,
+    clip_item,
+    make,
+    picture_item,
+)
 from foveal.world.draw import paint
 from foveal.world.scene import Background, Scene, Thing
 from foveal.world.stamps import outline_stamp, text_stamp
@@ -103,3 +113,14 @@ def test_labels_of_a_clip_change_with_the_frame() -> None:
             shown = {item.things[n].kind for n in np.unique(item.object_map[frame]) if n >= 0}
             labelled = {KIND_CLASSES[k] for k in np.unique(cell_labels(item, frame=frame).kind) if k}
             assert labelled <= shown
+
+
+def test_pages_name_characters_and_no_kinds_of_panels() -> None:
+    for kind in ("screen", "chart", "emoji"):
+        (item,) = make(kind, 0).items
+        found = cell_labels(item, cell=8)
+        shown = {thing.kind for thing in item.things} & set(KIND_CLASSES) | {"none"}
+        assert {KIND_CLASSES[i] for i in np.unique(found.kind)} <= shown
+        inks = {thing.colour for thing in item.things} | {"none"}
+        assert {COLOUR_CLASSES[i] for i in np.unique(found.colour)} <= inks
+        assert (found.char > 0).any() == (kind != "emoji")

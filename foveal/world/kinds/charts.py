@@ -103,4 +103,4 @@ def _polyline(points: list[tuple[float, float]], rgb: RGB) -> Thing:
     alpha = np.where((grid >= np.floor(high) - 0.5) & (grid <= np.floor(low) + 1.5), 255, 0).astype(np.uint8)
     inked = np.flatnonzero(alpha.any(axis=1))
     alpha = alpha[inked[0] : inked[-1] + 1]
-    return Thing("panel", "line", "gray", rgb, Stamp(alpha, alpha > 0), int(columns[0]), top + int(inked[0]))
+    return Thing("panel", "line", "none", rgb, Stamp(alpha, alpha > 0), int(columns[0]), top + int(inked[0]))
