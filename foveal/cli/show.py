@@ -62,7 +62,8 @@ def table(title: str, rows: Iterable[Sequence[str]], columns: Sequence[str] = ("
     return out
 
 
-def write_json(value: Any) -> None:
-    """Write one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+def write_json(value: Any, *, lines: bool = False) -> None:
+    """Write one JSON object on stdout; `lines`: on one line, on a terminal too."""
+    indent = 2 if sys.stdout.isatty() and not lines else None
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
     sys.stdout.flush()
