@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -618,6 +619,84 @@ def evaluation() -> Figure:
     return figure
 
 
+def engine() -> Figure:
+    """Run requests that arrive one after another through the engine, and draw what each step did for whom."""
+    from foveal.engine import Engine, Settings
+    from foveal.engine import Request as Ask
+    from foveal.sampler import Sampling
+
+    pipeline, cached_tokens = Pipeline.load(), list[int]()
+    ask, size = pipeline.processor.ask, 16
+    arrivals = [
+        (0, "a picture", ask("What is in this picture?", [PICTURE]), 1),
+        (5, "the same, another question", ask("What colour is the circle?", [PICTURE]), 1),
+        (8, "text, two replies", ask("What is a circle?"), 2),
+        (11, "a clip", ask("What happens?", [CLIP]), 1),
+        (16, "the clip again, cancelled", ask("When does the star appear?", [CLIP]), 1),
+    ]
+    leaves, said = 36, Sampling(temperature=1.0, seed=0, max_tokens=24, ignore_end=True, loop_guard=None)
+    num_blocks = int(0.62 * sum(-(-(len(prompt.sequence) + 24) // size) * n for _, _, prompt, n in arrivals))
+    settings = Settings(num_blocks=num_blocks, block_size=size, step_tokens=64, slowdown=None, speculation="never")
+    cells: list[tuple[int, tuple[int, int], int, str]] = []  # step, whose, rows of the batch, kind
+    held, cached, step = list[int](), list[int](), 0
+    with Engine(pipeline, settings, background=False) as one:
+        plan, encode = one.scheduler.plan, pipeline.model.encode
+
+        def planned(*given: Any) -> Any:
+            made = plan(*given)
+            for work in made.work:
+                cells.append((step, work.sample.order, work.rows, "decode" if work.sample.decodes else "prefill"))
+            return made
+
+        def encoded(media: Any) -> Any:
+            for number, (_, _, prompt, _) in enumerate(arrivals):
+                if any(patches is medium for patches in prompt.patches for medium in media):
+                    cells.append((step, (number, 0), 0, "encode"))
+            return encode(media)
+
+        one.scheduler.plan, pipeline.model.encode = planned, encoded
+        streams: list[Any] = []
+        while True:
+            for _, _, prompt, n in (arrival for arrival in arrivals if arrival[0] == step):
+                streams.append(one.submit(Ask(prompt, said, n)))
+            if step == leaves:
+                streams[-1].cancel()
+            busy = one.step()
+            if not busy and len(streams) == len(arrivals):
+                break
+            cells += [(step, sample.order, 0, "wait") for sample in one.scheduler.waiting]
+            held.append(one.pool.num_held)
+            cached.append(one.pool.num_cached)
+            step += 1
+        for stream in streams:
+            cached_tokens.append(stream.cached_tokens)
+    lanes = [(number, index) for number, (_, _, _, n) in enumerate(arrivals) for index in range(n)]
+    figure, (axes, below) = plt.subplots(2, 1, figsize=(9.4, 5.0), height_ratios=(3, 1), sharex=True)
+    colours = {"encode": IMAGE, "prefill": TEXT, "decode": VIDEO, "wait": PALE}
+    for at, whose, rows, kind in cells:
+        height = {"prefill": 0.25 + 0.6 * rows / settings.step_tokens, "decode": 0.25}.get(kind, 0.85)
+        axes.bar(at, height, width=0.92, bottom=lanes.index(whose) - 0.42, color=colours[kind], align="edge")
+    for lane, (number, index) in enumerate(lanes):
+        arrives, what, prompt, _ = arrivals[number]
+        label = f"{what}: {len(prompt.sequence)} tokens" if index == 0 else "its second reply"
+        if index == 0 and cached_tokens[number]:
+            label += f", {cached_tokens[number]} of them cached"
+        axes.text(arrives, lane - 0.46, label, va="bottom", fontsize=7.5)
+    for kind, name in (("encode", "picture or clip encoded"), ("prefill", "a chunk of the prompt, high as its rows"),
+                       ("decode", "one more token"), ("wait", "waits for blocks")):  # fmt: skip
+        axes.bar(0, 0, color=colours[kind], label=name)
+    axes.set(ylim=(len(lanes) - 0.3, -0.8), yticks=[], title="six replies to five requests; what stands above one another is "
+             "one forward pass")  # fmt: skip
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, -0.13), fontsize=8)
+    steps = range(len(held))
+    below.stackplot(steps, held, cached, colors=(VIDEO, PALE), labels=("held", "kept for later"), step="post")
+    below.axhline(num_blocks, color=INK, lw=1, ls=":")
+    below.set(xlabel="step", ylabel=f"blocks of {size} tokens", ylim=(0, num_blocks * 1.1), xlim=(0, len(held)))
+    below.legend(frameon=False, ncols=2, loc="upper left", fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
 DRAWN = (
     architecture,
     shapes,
@@ -633,6 +712,7 @@ DRAWN = (
     finetuning,
     world,
     evaluation,
+    engine,
 )
 FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 

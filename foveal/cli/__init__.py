@@ -1,5 +1,5 @@
-"""The command line: `foveal ask`, `plan`, `trace`, `info`, `new`, `pack`, `world`, `train`, `merge`, `timestamps`, `data`,
-`eval`.
+"""The command line: `foveal ask`, `plan`, `trace`, `info`, `new`, `pack`, `bench`, `world`, `train`, `merge`, `timestamps`,
+`data`, `eval`.
 
 Exit codes: 0; 2 for a mistake of the caller's (one line on stderr); 1 for a bug of foveal's; 130 for Ctrl-C; 141 when the
 reader of stdout went away. stdout carries the answer, a table or JSON, everything else goes to stderr.

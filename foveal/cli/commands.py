@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 import foveal
 from foveal.cli import examining, tuning
 from foveal.cli.options import OUTPUT, Flag, KvCache, MediaOptions, ModelOptions, SamplingOptions
+from foveal.errors import ConfigError
 
 app = App(
     name="foveal",
@@ -39,11 +40,18 @@ def ask(
     json: Annotated[Flag, Parameter(help="One JSON object instead of text.")] = False,
     stats: Annotated[Flag, Parameter(help="Times and speeds by stage, memory; on stderr.")] = False,
     show_thinking: Annotated[Flag, Parameter(help="The reasoning, on stderr.")] = False,
+    each: Annotated[Flag, Parameter(help="Ask about every file by itself, all at once; one line a file.")] = False,
 ) -> None:
     """Ask a question about pictures and clips; stream the answer on stdout.
 
     foveal ask photo.jpg "What is this?"
     """
+    if each:
+        from foveal.cli import each as every
+
+        if stats or show_thinking:
+            raise ConfigError("--each writes one line a file; leave out --stats and --show-thinking, --json has the figures")
+        return every.run(words, model or ModelOptions(), media or MediaOptions(), sampling or SamplingOptions(), json)
     from foveal.cli.ask import run
 
     run(words, model or ModelOptions(), media or MediaOptions(), sampling or SamplingOptions(), json, stats, show_thinking)
@@ -155,6 +163,25 @@ def world(
     from foveal.cli.world import run
 
     run(directory, kinds, count, seed, split)
+
+
+@app.command
+def bench(
+    *,
+    model: ModelOptions | None = None,
+    picture: Annotated[str, Parameter(help="Size of the pictures asked about, in pixels.")] = "640x480",
+    requests: Annotated[int, Parameter(help="How many at once.")] = 8,
+    tokens: Annotated[int, Parameter(help="Length of every reply.")] = 64,
+    runs: Annotated[int, Parameter(help="Readings; medians are reported.")] = 3,
+    json: Annotated[Flag, Parameter(help="One line of JSON instead of a table.")] = False,
+) -> None:
+    """Time a model: the first token, the same picture again, decoding, and several requests at once.
+
+    foveal bench -m 2B --quantize 8
+    """
+    from foveal.cli.bench import run
+
+    run(model or ModelOptions(), picture, requests, tokens, runs, json)
 
 
 tuning.register(app)

@@ -67,7 +67,8 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 
 
-def write_json(value: Any) -> None:
-    """Write one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+def write_json(value: Any, *, lines: bool = False) -> None:
+    """Write one JSON object on stdout; `lines`: on one line, on a terminal too."""
+    indent = 2 if sys.stdout.isatty() and not lines else None
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
     sys.stdout.flush()

@@ -26,6 +26,7 @@ class BlockPool:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.evicted = 0  # cached blocks that were taken back so far
         self._free = np.ones(num_blocks, dtype=bool)
+        self._held = np.zeros(num_blocks, dtype=bool)
         self._num_free = num_blocks
         self._holders = [0] * num_blocks
         self._keys: dict[int, bytes] = {}
@@ -72,21 +73,33 @@ class BlockPool:
             self._free[at] = False
             at += 1
         self._num_free -= count
+        self._held[taken] = True
         for block in taken:
             self._holders[block] = 1
         return taken
 
     def take_run(self, count: int) -> list[int] | None:
-        """Take free blocks that lie in a row, evicting nothing; None where there is no such run."""
-        start = self._place(count)
-        if not self._num_free or start + count > self.num_blocks or not self._free[start : start + count].all():
+        """Take blocks that lie in a row, where the fewest cached ones must go for it; None where no such run is unheld."""
+        if count > self.num_blocks:
             return None
+        held, free = (np.concatenate([[0], np.cumsum(of)]) for of in (self._held, self._free))
+        starts = np.flatnonzero(held[count:] == held[:-count])
+        if not len(starts):
+            return None
+        start = self._place(count)
+        if start + count > self.num_blocks or not self._free[start : start + count].all():
+            start = int(starts[(free[starts + count] - free[starts]).argmax()])
+        for block in range(start, start + count):
+            if block in self._cached:
+                self._forget(block)
+                self.evicted += 1
         return self.take(count, after=start - 1)
 
     def share(self, block: int) -> None:
         """Hold a block that is held already, or cached."""
         self._cached.pop(block, None)
         assert not self._free[block]
+        self._held[block] = True
         self._holders[block] += 1
 
     def give_back(self, blocks: SequenceOf[int]) -> None:
@@ -96,6 +109,7 @@ class BlockPool:
             self._holders[block] -= 1
             if self._holders[block]:
                 continue
+            self._held[block] = False
             if block in self._keys:
                 self._cached[block] = None
             else:
@@ -128,6 +142,7 @@ class BlockPool:
             assert places == 1, f"block {block} is in {places} of free, cached and held"
             assert not (self._free[block] and block in self._keys), f"block {block} is free and has a key"
         assert self._num_free == int(self._free.sum())
+        assert self._held.tolist() == [holders > 0 for holders in self._holders]
         assert {key: block for block, key in self._keys.items()} == self._by_key
 
     def _place(self, count: int) -> int:

@@ -236,6 +236,7 @@ class Sample:
         self.cache = PagedCache(pool)
         self.speculation = Speculation()
         self.registered = 0  # full blocks the pool knows the keys of
+        self.tried = 0  # its blocks when they were last to be laid in a row
         self._tokens = np.concatenate([job.prompt.sequence.token_ids, np.zeros(64, np.int64)])
         self._copied = 0
 

@@ -223,10 +223,15 @@ class Scheduler:
         self.add(sample)
 
     def _unscatter(self, sample: Sample) -> None:
-        """Copy a scattered sample that decodes into blocks in a row, where the pool has room for that and as much again."""
+        """Copy a scattered sample that decodes into blocks in a row, where the pool has room for that and as much again.
+
+        A step in one call needs that of every sample, so one that is scattered would slow down all; and copying takes less
+        than what a single step takes. Tried again only once it has another block: elsewhere others may have ended.
+        """
         cache = sample.cache
-        if cache.in_a_row or 4 * len(cache.blocks) > self.pool.num_free:
+        if cache.in_a_row or sample.tried == len(cache.blocks) or 4 * len(cache.blocks) > self.pool.available:
             return
+        sample.tried = len(cache.blocks)
         run = self.pool.take_run(len(cache.blocks))
         if run is not None:
             self.store.copy(cache.blocks, run)

@@ -19,7 +19,7 @@ import numpy as np
 from foveal.batch import VisionTokens
 from foveal.patches import Patches
 
-PIECE_ROWS = 256  # patches a piece of encoding, while replies are running
+PIECE_ROWS = 128  # patches a piece of encoding, while replies are running: of a large picture some 50 ms of the 2B's
 
 
 def digest(patches: Patches) -> bytes:
@@ -159,6 +159,7 @@ class VisionStage:
             waiting.owners.pop(owner, None)
             if not waiting.owners:
                 self._wanted.pop(waiting.key, None)
+                self._alone.discard(waiting.key)
         if self._current and not any(waiting.owners for waiting in self._current):
             self._current, self._pieces = [], None
 

@@ -17,7 +17,7 @@ from foveal.batch import Batch, VisionTokens
 from foveal.engine import BusyError, CapacityError, Engine, EngineError, Request
 from foveal.errors import ContextError, MediaError, PromptError
 from foveal.sampler import Sampling
-from tests.engine.tools import GREEDY, assert_no_trace, check, engine, media, oracle, pipeline, prompt, prompts
+from tests.engine.tools import GREEDY, assert_no_trace, check, engine, media, oracle, pipeline, prompt, prompts, settle
 
 
 @pytest.fixture
@@ -25,16 +25,6 @@ def one() -> Iterator[Engine]:
     made = engine()
     yield made
     made.close()
-
-
-def settle(engine: Engine) -> None:
-    """Wait until a background engine has nothing left of any request."""
-    for _ in range(2000):
-        with engine._stepping:
-            if not engine._jobs and not engine._inbox:
-                return
-        threading.Event().wait(0.005)
-    raise AssertionError("requests are left")
 
 
 def test_deltas_are_the_answer(one: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -72,4 +73,16 @@ def assert_no_trace(one: Engine) -> None:
     assert one.vision_cache.num_bytes <= one.vision_cache.limit_bytes
 
 
-__all__ = ["GREEDY", "Request", "assert_no_trace", "check", "engine", "media", "oracle", "pipeline", "prompt", "prompts"]
+def settle(engine: Engine) -> None:
+    """Wait until a background engine has nothing left of any request."""
+    for _ in range(2000):
+        with engine._stepping:
+            if not engine._jobs and not engine._inbox:
+                return
+        threading.Event().wait(0.005)
+    raise AssertionError("requests are left")
+
+
+__all__ = [
+    "GREEDY", "Request", "assert_no_trace", "check", "engine", "media", "oracle", "pipeline", "prompt", "prompts", "settle",
+]  # fmt: skip

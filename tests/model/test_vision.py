@@ -114,3 +114,23 @@ def test_a_model_without_taps() -> None:
     tokens = new_model(config).encode(new_media(config.vision, SCENES["mixed"]))
     assert tokens.taps.shape == (0, *tokens.embeddings.shape)
     assert tokens.take(torch.tensor([2, 0])).taps.shape == (0, 2, config.text.hidden_size)
+
+
+@pytest.mark.parametrize("name", ["dense-tied", "moe-mixed"])
+@torch.no_grad()
+def test_encoding_in_pieces_is_encoding_at_once(name: str) -> None:
+    """Stills and clips mixed; no layer of a block, no merger sees more rows at a time than was asked for."""
+    model = new_model(CONFIGS[name])
+    media = new_media(model.config.vision, SCENES["mixed"])
+    whole, seen = model.encode(media), list[int]()
+    for layer in model.visual.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    for rows in (1, 20, 10_000):
+        seen.clear()
+        *pieces, tokens = model.encode_in_pieces(media, rows)
+        assert not any(pieces) and isinstance(tokens, VisionTokens)
+        torch.testing.assert_close(tokens.embeddings, whole.embeddings, **CLOSE)
+        torch.testing.assert_close(tokens.taps, whole.taps, **CLOSE)
+        assert tokens.coords.equal(whole.coords)
+        assert max(seen) <= max(rows, model.config.vision.spatial_merge_size**2)
