@@ -445,7 +445,7 @@ def embedded_model() -> Figure:
     left.set_xticks(range(0, 18000, 4000))
     left.set(xlabel="pictures seen", ylim=(0, 1), title="patches of a shape named right")
     left.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.42))
-    log = [json.loads(line) for line in (RESULTS / "2026-11-24-embedded-training-third.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (RESULTS / "2026-11-24-embedded-training-fourth.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in log]
     right.plot(steps, [line["cell_kind"] for line in log], color=TEXT, label="patch: kind")
     right.plot(steps, [line["cell_char"] for line in log], color=TEXT, ls=":", label="patch: character")

@@ -138,9 +138,18 @@ def test_export_is_a_whole_checkpoint(tmp_path: Path) -> None:
     model.init_weights(5)
     masters = {f"master.{name}": p.detach().clone() for name, p in model.named_parameters()}
     checkpoint.save(run, masters | {"master.dense.heads.0.bias": torch.ones(2)}, {})
-    export(run, tmp_path / "out")
+    export([run], tmp_path / "out")
     pipeline = Pipeline.load(tmp_path / "out")
     assert pipeline.processor.budget == mini.BUDGET
     for name, p in pipeline.model.named_parameters():
         assert torch.equal(p, masters[f"master.{name}"].half().float()), name
     assert sum(f.stat().st_size for f in (tmp_path / "out").iterdir()) < 24_000_000
+    later = tmp_path / "later"
+    mini.folder_tokenizer(later)
+    checkpoint.save(later, {name: 3 * p for name, p in masters.items()}, {})
+    export([run, later], tmp_path / "mean")
+    for name, p in Pipeline.load(tmp_path / "mean").model.named_parameters():
+        assert torch.equal(p, (2 * masters[f"master.{name}"]).half().float()), name
+    (later / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        export([run, later], tmp_path / "none")
