@@ -100,6 +100,8 @@ class Scheduler:
                 self._decode(plan, sample, decoding + 1)
             else:
                 budget -= self._prefill(plan, sample, budget, encoded, computing)
+            if sample not in self.running:
+                break
         return plan
 
     def keep(self, sample: Sample) -> None:
@@ -138,7 +140,7 @@ class Scheduler:
             more = self.pool.blocks_for(stop + len(draft)) - len(sample.cache.blocks)
             if draft and more > self.pool.num_free:
                 draft = ()  # a guess is not worth anybody's blocks
-        if self._give(sample, stop + len(draft)):
+        if self._give(plan, sample, stop + len(draft)):
             self._unscatter(sample)
             plan.work.append(Work(sample, start, stop, draft, 1 + len(draft)))
 
@@ -160,7 +162,7 @@ class Scheduler:
             return 0  # the few words before a picture wait for it: a step of their own would cost more than they
         if stop < known and stop // size * size > start:
             stop = stop // size * size
-        if stop <= start or not self._give(sample, stop):
+        if stop <= start or not self._give(plan, sample, stop):
             return 0
         computing.update(sample.keys[block] for block in range(start // size, min(stop // size, len(sample.keys))))
         plan.work.append(Work(sample, start, stop, (), int(stop == known)))
@@ -200,8 +202,11 @@ class Scheduler:
             cache.length += size
             sample.registered = at + 1
 
-    def _give(self, sample: Sample, tokens: int) -> bool:
-        """Give a running sample blocks for so many tokens, from the youngest if need be; False where that was itself."""
+    def _give(self, plan: Plan, sample: Sample, tokens: int) -> bool:
+        """Give a running sample blocks for so many tokens, from the youngest if need be; False where that was itself.
+
+        One whose rows are in the plan keeps its blocks: a sample that came back in this step, though older, waits once more.
+        """
         while True:
             blocks = sample.cache.blocks
             more = self.pool.blocks_for(tokens) - len(blocks)
@@ -212,6 +217,8 @@ class Scheduler:
                 sample.cache.extend(taken)
                 return True
             youngest = self.running[-1]
+            if any(work.sample is youngest for work in plan.work):
+                youngest = sample
             self.preempt(youngest)
             if youngest is sample:
                 return False

@@ -230,3 +230,20 @@ def test_a_storm_from_several_threads(faulty: pytest.MonkeyPatch) -> None:
         assert not failures, failures
         settle(one)
         assert_all_ended(one, Counter(ends))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_refused_at_any_moment(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """A sample that comes back must not take the blocks of a younger one whose rows are in the same step already."""
+    one, rng = engine(num_blocks=40, step_tokens=24, max_running=5), np.random.default_rng(seed)
+    take = one.pool.take
+    monkeypatch.setattr(one.pool, "take", lambda *given, **named: None if rng.random() < 0.3 else take(*given, **named))
+    way, chosen = WAYS[1], [int(i) for i in rng.integers(len(asked()), size=16)]
+    streams = [one.submit(Request(asked()[index], way, n=MOST)) for index in chosen]
+    while one.step():
+        check(one)
+    ways = [replace(way, seed=SEED + i) for i in range(MOST)]
+    for stream, index in zip(streams, chosen, strict=True):
+        assert [answer.token_ids for answer in stream.answers] == [expected()[index, one_way] for one_way in ways]
+    assert_no_trace(one)
+    one.close()
