@@ -1,4 +1,4 @@
-"""The fast path of a packed decoder: one new token of each of some sequences through all its layers in one call.
+"""The fast path of a packed decoder: one new token, or a few, of each of some sequences through all its layers in one call.
 
 The layers as modules, called one by one, give the same bits: they are what this is tested against, and what runs where it
 cannot: in prefill, with a mixture of experts, over a scattered cache, and when somebody watches.
@@ -7,6 +7,7 @@ cannot: in prefill, with a mixture of experts, over a scattered cache, and when 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,8 +33,12 @@ class DecodeStep:
         self.weights = [_weights(layer) for layer in layers]
         self._step = Step(self.weights, heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=eps)
 
-    def __call__(self, x: Tensor, tables: Tables, caches: Sequence[KVCache]) -> bool:
-        """Run x (T, D) in place, one row a cache, which it fills. Return False, with nothing done, where that cannot be."""
+    def __call__(self, x: Tensor, tables: Tables, caches: Sequence[KVCache], lengths: Sequence[int]) -> bool:
+        """Run x (T, D) in place, so many rows of each cache, which it fills. Return False, with nothing done, if it cannot.
+
+        Several rows of one sequence are to the kernels as many sequences over the same memory, each a position longer than
+        the one before: a layer writes the keys and values of all rows before any of them attends.
+        """
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in self._layers):
             return False
         cached = []
@@ -43,7 +48,8 @@ class DecodeStep:
                 return False
             key_scales, value_scales = views[2:] or (None, None)
             cached.append(Cached(views[0], views[1], cache.length, key_scales, value_scales))
-        self._step(x, *tables, cached)
+        rows = [replace(one, length=one.length + i) for one, n in zip(cached, lengths, strict=True) for i in range(n)]
+        self._step(x, *tables, rows)
         return True
 
     def __reduce__(self) -> tuple[Callable[..., DecodeStep], tuple[Any, ...]]:

@@ -17,6 +17,7 @@ from foveal.model.moe import SparseMLP
 from foveal.model.rms_norm import RMSNorm
 from foveal.model.rope import axis_of_frequency, inverse_frequencies, text_tables
 
+FEW = 16  # tokens behind others that a step takes of a sequence: each attends by itself, more are faster together
 Tables = tuple[Tensor, Tensor]  # cosines and sines, (T, H / 2)
 
 
@@ -93,8 +94,8 @@ class TextModel(nn.Module):
         self.embed_tokens: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        # Puts one new token of each sequence through all layers at once, or says it cannot; quantize.py sets it.
-        self.step: Callable[[Tensor, Tables, Sequence[KVCache]], bool] | None = None
+        # Puts a few new tokens of each sequence through all layers at once, or says it cannot; quantize.py sets it.
+        self.step: Callable[[Tensor, Tables, Sequence[KVCache], Sequence[int]], bool] | None = None
         self.reset_tables()
 
     def reset_tables(self) -> None:
@@ -128,10 +129,11 @@ class TextModel(nn.Module):
         tables = cos.to(x.dtype), sin.to(x.dtype)  # the reference casts the tables, then multiplies
         if caches is not None and len(caches) != len(batch.lengths):
             raise ValueError(f"{len(batch.lengths)} sequences need as many caches, not {len(caches)} caches")
+        few = vision is None
         for cache, n in zip(caches or (), batch.lengths, strict=False):
             cache.reserve(n)
-        single = self.step is not None and vision is None and all(n == 1 for n in batch.lengths)
-        if not (single and self.step and caches and self.step(x, tables, caches)):
+            few = few and (n == 1 or (cache.length > 0 and n <= FEW))
+        if not (few and self.step and caches and self.step(x, tables, caches, batch.lengths)):
             for i, layer in enumerate(self.layers):
                 x = layer(x, tables, batch.lengths, caches)
                 if vision is not None and i in self.tap_of_layer:

@@ -61,6 +61,25 @@ def test_one_call_is_layer_by_layer(name: str, bits: int, dtype: torch.dtype) ->
     assert all(torch.equal(a, b) for a, b in zip(held, plain_held, strict=True))
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.inference_mode()
+def test_several_tokens_at_once_are_one_after_another(bits: int) -> None:
+    """What speculation reads, beside other sequences: the same bits as token by token, logits and cache."""
+    model = quantize(new_model(CONFIGS["dense-tied"]), bits)
+    ids, places = torch.arange(20, 31), torch.arange(11).expand(3, -1)
+    one, other, together = (model.new_cache(4) for _ in range(3))
+    plain = [model(Batch.step([int(i)], [at]), [one])[0] for at, i in enumerate(ids)]
+    model(Batch.step([9], [0]), [other])
+    first = model(Batch.step([int(ids[0])], [0]), [together])
+    batch = Batch(torch.cat([ids[1:5], ids[:1]]), torch.cat([places[:, 1:5], places[:, 1:2]], 1), (4, 1), torch.empty(0).long())
+    second = model(batch, [together, other])
+    rest = model(Batch(ids[5:], places[:, 5:], (6,), torch.empty(0).long()), [together])
+    assert torch.equal(torch.cat([first, second[:4], rest]), torch.stack(plain))
+    assert one.length == together.length == 11 and other.length == 2
+    for a, b in zip(one.views() or (), together.views() or (), strict=True):
+        assert torch.equal(a[:, :, :11], b[:, :, :11])
+
+
 @torch.inference_mode()
 def test_biases_and_a_float32_cache() -> None:
     config = CONFIGS["dense-tied"]
