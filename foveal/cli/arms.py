@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SERVER = Group("Server", sort_key=3)
 # A server is asked for these; what it does with pictures and with thoughts is its own affair.
-_SERVER_DECIDES = ("device", "dtype", "quantize", *(f.name for f in fields(MediaOptions)), "thinking_tokens")
+_SERVER_DECIDES = ("device", "dtype", "quantize", "kv_cache", *(f.name for f in fields(MediaOptions)), "thinking_tokens")
 
 
 @Parameter(name="*", group=SERVER)

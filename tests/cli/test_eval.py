@@ -110,7 +110,7 @@ def test_a_server_is_examined_with_the_same_tasks(run_foveal: Run, tmp_path: Pat
 def test_arms_in_words() -> None:
     base = Options(ModelOptions(model="2B", quantize="8"), sampling=SamplingOptions(max_tokens=64))
     made = read_arms(["plain:quantize=none", "q4:quantize=4,image-tokens=64..256", "words:stop=a, b,temperature=0.5"], base)
-    assert made["plain"].model == ModelOptions(model="2B") and made["plain"].sampling == base.sampling
+    assert made["plain"].model == ModelOptions(model="2B", quantize="none") and made["plain"].sampling == base.sampling
     assert made["q4"].model.bits == 4 and made["q4"].media == MediaOptions(image_tokens="64..256")
     assert made["words"].sampling == SamplingOptions(max_tokens=64, stop=["a, b"], temperature=0.5)
     assert read_arms([], base) == {"2B": base}
