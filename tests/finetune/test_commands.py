@@ -38,7 +38,7 @@ def test_an_adapter_is_trained_and_merged(run_foveal: Run, checkpoint: Path, wri
     ]
     assert (tmp_path / "run" / "run.png").is_file() and not (tmp_path / "run" / "model").exists()
     done = run_foveal("merge", tmp_path / "run" / "adapter", tmp_path / "merged", "-m", checkpoint)
-    assert done.code == 0 and "5 Linears changed" in done.err
+    assert done.code == 0 and "5 weights changed" in done.err
     before, after = load_model(checkpoint), load_model(tmp_path / "merged")
     changed = {n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
     assert len(changed) == 5 and all("q_proj" in name for name in changed)
