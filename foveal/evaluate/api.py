@@ -156,6 +156,9 @@ class Remote:
         with self._lock:
             self._open.add(connection)
         try:
+            connection.connect()
+            if self._closed.is_set():  # while this connected, when there was nothing yet that `close` could have ended
+                return 0, {}, "the examination ended"
             connection.request("POST", self.server.path, body, headers)
             response = connection.getresponse()
             data = response.read(_MAX_BYTES)
