@@ -23,3 +23,12 @@ def _seeded() -> Iterator[None]:
     np.random.seed(0)
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: tiny models are so small that a second only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -6,8 +6,6 @@ the next layers then differ by what one code is worth, 0.4 % of the largest of i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -19,16 +17,7 @@ from foveal.model.paged import KVPool, PagedCache, PagedCaches
 from tests.engine.tools import GREEDY, engine, pipeline, prompts
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The models are so small that a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 every_model = pytest.mark.parametrize("name", list(CONFIGS))
 
 
