@@ -1,9 +1,11 @@
 """Time foveal in 8 and 4 bits against its peers on one shape: each in a process of its own, all taking turns.
 
-usage: python bench/peers.py --checkpoint DIR [--packed8 DIR --packed4 DIR] [--llama PYTHON --gguf PREFIX] [--runs 5] [--keep]
+usage: python bench/peers.py --checkpoint DIR [--packed8 DIR --packed4 DIR] [--llama PYTHON --gguf PREFIX]
+           [--openvino PYTHON --exported DIR] [--runs 5] [--keep]
 
 DIR: a 2B checkpoint (foveal new --preset 2B --random DIR); foveal packs it while loading unless packed folders are named.
-PYTHON: an interpreter with llama-cpp-python, PREFIX: of PREFIX-q8_0.gguf and PREFIX-q4_0.gguf of the same decoder.
+PYTHON: an interpreter with llama-cpp-python, PREFIX: of PREFIX-q8_0.gguf and PREFIX-q4_0.gguf of the same decoder; or one with
+openvino-genai, DIR: the same checkpoint exported by optimum-intel with --weight-format int8.
 Stages: vision encode of 640x480 (1,200 patches), prefill of 364 tokens, one decoded token after those, and after 2,000, and
 the first token about a 640x480 picture with a 32-token question, picture decoding and the LM head included. Medians. What a
 peer cannot do is left out. Beside decode stands the share of the read bandwidth measured in the same run. Prints a table and,
@@ -227,11 +229,36 @@ def llama_worker(path: str) -> tuple[dict[str, Stage], dict[str, Any]]:
     return stages, {"load_s": loaded}
 
 
+def openvino_worker(directory: str) -> tuple[dict[str, Stage], dict[str, Any]]:
+    import numpy as np
+    import openvino as ov
+    import openvino_genai as genai
+    from PIL import Image
+
+    started = time.perf_counter()
+    pipe = genai.VLMPipeline(directory, "CPU", INFERENCE_NUM_THREADS=THREADS)
+    loaded = time.perf_counter() - started
+    config = genai.GenerationConfig()
+    config.max_new_tokens = config.min_new_tokens = 1
+    config.ignore_eos, config.do_sample = True, False
+    encoded = photograph()
+
+    def ask() -> Any:
+        pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))[None]
+        return pipe.generate(QUESTION, images=[ov.Tensor(np.ascontiguousarray(pixels))], generation_config=config).perf_metrics
+
+    def vision() -> float:
+        return float(ask().get_prepare_embeddings_duration().mean) / 1e3
+
+    facts = {"load_s": loaded, "prompt_tokens": int(ask().get_num_input_tokens())}
+    return {"vision": vision, "first token": lambda: clocked(ask)}, facts
+
+
 def work(kind: str, *arguments: str) -> None:
     """Serve one peer: a line with a stage comes in, a line with seconds goes out."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print do not disturb the answers
-    makers = {"foveal": foveal_worker, "transformers": transformers_worker, "llama": llama_worker}
+    makers = {"foveal": foveal_worker, "transformers": transformers_worker, "llama": llama_worker, "openvino": openvino_worker}
     stages, facts = makers[kind](*arguments)
     print(json.dumps({"stages": list(stages), **facts}), file=answer, flush=True)
     for line in sys.stdin:
@@ -275,6 +302,8 @@ def main() -> None:
     parser.add_argument("--packed4")
     parser.add_argument("--llama", help="a Python with llama-cpp-python")
     parser.add_argument("--gguf", help="prefix of -q8_0.gguf and -q4_0.gguf")
+    parser.add_argument("--openvino", help="a Python with openvino-genai")
+    parser.add_argument("--exported", help="the checkpoint as optimum-intel exports it, 8-bit weights")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--without-transformers", action="store_true", help="it takes 9 GB and most of the time")
     parser.add_argument("--keep", action="store_true")
@@ -285,6 +314,8 @@ def main() -> None:
     ]
     if args.llama and args.gguf:
         peers += [Peer(f"llama.cpp {kind}", args.llama, "llama", f"{args.gguf}-{kind}.gguf") for kind in ("q8_0", "q4_0")]
+    if args.openvino and args.exported:
+        peers.append(Peer("openvino int8", args.openvino, "openvino", args.exported))
     if not args.without_transformers:
         peers.append(Peer("transformers float32", sys.executable, "transformers", args.checkpoint))
     for stage in STAGES:
