@@ -249,20 +249,27 @@ def turn(x: Array, weight: Array, eps: float, cos: Array, sin: Array) -> Array:
     return out
 
 
-def matmul(x: Array | Activations, weight: Packed, bias: Array | None = None, *, out: Array | None = None) -> Array:
-    """Multiply rows (T, K) by a packed weight: x W^T + bias, (T, N) float32. x may be quantised already."""
+def matmul(
+    x: Array | Activations, weight: Packed, bias: Array | None = None, *, gelu: bool = False, out: Array | None = None
+) -> Array:
+    """Multiply rows (T, K) by a packed weight: x W^T + bias, (T, N) float32. x may be quantised already.
+
+    With `gelu`, return the GELU of that, in its tanh form.
+    """
     at = None if bias is None else dense(bias, "bias", ("float32",), (weight.rows,))
-    return _product(x, weight, None, at, out)
+    return _product(x, weight, None, at, gelu, out)
 
 
 def swiglu(x: Array | Activations, gate: Packed, up: Packed, *, out: Array | None = None) -> Array:
     """Return silu(x G^T) * (x U^T), (T, N) float32, with nothing in between stored."""
     if (gate.bits, gate.rows, gate.columns) != (up.bits, up.rows, up.columns):
         raise ValueError(f"gate is {gate}, up is {up}; they must be alike")
-    return _product(x, gate, up, None, out)
+    return _product(x, gate, up, None, False, out)
 
 
-def _product(x: Array | Activations, weight: Packed, up: Packed | None, bias: int | None, out: Array | None) -> Array:
+def _product(
+    x: Array | Activations, weight: Packed, up: Packed | None, bias: int | None, gelu: bool, out: Array | None
+) -> Array:
     a = x if isinstance(x, Activations) else quantise(x)
     if a.columns != weight.columns:
         raise ValueError(f"x has {a.columns} columns, the weight {weight.columns}")
@@ -273,7 +280,7 @@ def _product(x: Array | Activations, weight: Packed, up: Packed | None, bias: in
     address, _, stride = matrix(out, "out", ("float32",))
     second = (None, None) if up is None else up.at
     status = native().foveal_matmul(
-        weight.bits, *weight.at, *second, weight.rows, weight.columns, *a.at, a.rows, bias, address, stride
+        weight.bits, *weight.at, *second, weight.rows, weight.columns, *a.at, a.rows, bias, gelu, address, stride
     )
     done(status, "products")
     return out

@@ -99,6 +99,12 @@ INLINE float exponential(float x) {
     return p * float_of((uint32_t)((int32_t)n + 127) << 23);
 }
 
+/* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which is x times a logistic function. */
+INLINE float gelu(float x) {
+    x = x < -1e4f ? -1e4f : x; /* what is further down is zero as well, and its cube would overflow */
+    return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+}
+
 /* ---------------------------------------------------------------- threads
  *
  * One pool for the process. A job is a function and a number of parts; the caller and the workers take parts from a common
@@ -237,8 +243,22 @@ struct pack_job {
 typedef void tile_fn(const uint8_t *codes, const uint16_t *scales, int64_t groups, const int8_t *a, const float *a_scales,
                      const int32_t *a_sums, int width, float *out);
 
+/* Some groups of a row block of 8 bits, taken apart once for many tiles; see the tiles of AVX2. */
+enum { SLICE = 16, MOST_TILES = 64 }; /* groups: what fits the first cache; tiles a chunk */
+
+struct panel {
+    uint8_t size[SLICE][LANES * GROUP], sign[SLICE][LANES * GROUP];
+    int32_t below[SLICE][LANES];
+    float scales[SLICE][LANES];
+};
+
+typedef void open_fn(const uint8_t *codes, const uint16_t *scales, int64_t groups, struct panel *panel);
+typedef void panel_fn(const struct panel *panel, int64_t groups, const int8_t *a, const float *a_scales, int width, float *out);
+
 struct product_job {
     tile_fn *tile;
+    open_fn *open; /* with `panel`: instead of `tile` where a chunk has more than a tile, or NULL */
+    panel_fn *panel;
     int64_t block_bytes;
     const uint8_t *codes, *up_codes; /* up: the second matrix of a SwiGLU, or NULL */
     const uint16_t *scales, *up_scales;
@@ -246,7 +266,8 @@ struct product_job {
     int64_t rows, groups, tokens;            /* N, K / 32, T */
     int64_t blocks, grain, spans, chunk;     /* row blocks, row blocks a part, parts a chunk, tokens a chunk */
     const float *bias;
-    int add; /* to what is in out already */
+    int add;  /* to what is in out already */
+    int gelu; /* of the result, in its tanh form */
     float *out;
     int64_t stride;
 };
@@ -434,6 +455,44 @@ INLINE void pack_part(const void *context, int64_t block) { /* 16 rows */
     }
 }
 
+/* Products of one row block with a tile, made (width, LANES), to where they belong. */
+INLINE void finish_tile(const struct product_job *job, int64_t row, int64_t token, int width, int second, float *made) {
+    int64_t count = least(LANES, job->rows - row);
+    float bias[LANES] = {0};
+    if (job->bias) {
+        memcpy(bias, job->bias + row, (size_t)count * 4);
+        for (int t = 0; t < width; t++) for (int i = 0; i < LANES; i++) made[t * LANES + i] += bias[i];
+    }
+    if (job->gelu) for (int i = 0; i < width * LANES; i++) made[i] = gelu(made[i]);
+    for (int t = 0; t < width; t++, made += LANES) {
+        float *out = job->out + (token + t) * job->stride + row;
+        if (job->add) for (int i = 0; i < count; i++) made[i] += out[i];
+        if (second) {
+            float gate[LANES] = {0};
+            memcpy(gate, out, (size_t)count * 4);
+            for (int i = 0; i < LANES; i++) made[i] *= gate[i] / (1.0f + exponential(-gate[i]));
+        }
+        if (count == LANES) memcpy(out, made, LANES * 4);
+        else memcpy(out, made, (size_t)count * 4);
+    }
+}
+
+/* One row block times a chunk of tokens, slice by slice; made (tokens, LANES). */
+INLINE void open_block(const struct product_job *job, const uint8_t *codes, const uint16_t *scales, int64_t first_token,
+                       int64_t last_token, float *made) {
+    struct panel panel ALIGNED;
+    memset(made, 0, (size_t)(last_token - first_token) * LANES * 4);
+    for (int64_t g = 0; g < job->groups; g += SLICE) {
+        int64_t count = least(SLICE, job->groups - g);
+        job->open(codes + g * job->block_bytes, scales + g * LANES, count, &panel);
+        for (int64_t token = first_token; token < last_token; token += TILE) {
+            int width = (int)least(TILE, job->tokens - token);
+            int64_t at = token * job->groups + g * width;
+            job->panel(&panel, count, job->a.codes + at * GROUP, job->a.scales + at, width, made + (token - first_token) * LANES);
+        }
+    }
+}
+
 /* A span of row blocks times a chunk of tokens. The chunk is small enough to stay in the cache of the core while the
  * weights of the span pass by. A SwiGLU goes through the span of the gate first, then through that of the other matrix: to
  * change between the two at every block costs an eighth of the memory's speed. */
@@ -442,29 +501,20 @@ INLINE void product_part(const void *context, int64_t part) {
     int64_t first_token = part / job->spans * job->chunk, last_token = least(first_token + job->chunk, job->tokens);
     int64_t first_block = part % job->spans * job->grain, last_block = least(first_block + job->grain, job->blocks);
     int64_t groups = job->groups;
+    int opened = job->open && last_token - first_token > TILE;
+    float made[MOST_TILES * TILE * LANES] ALIGNED;
     for (int second = 0; second <= (job->up_codes != NULL); second++) {
-        const uint8_t *codes = second ? job->up_codes : job->codes;
-        const uint16_t *scales = second ? job->up_scales : job->scales;
         for (int64_t block = first_block; block < last_block; block++) {
-            int64_t row = block * LANES, count = least(LANES, job->rows - row);
+            const uint8_t *codes = (second ? job->up_codes : job->codes) + block * groups * job->block_bytes;
+            const uint16_t *scales = (second ? job->up_scales : job->scales) + block * groups * LANES;
+            if (opened) open_block(job, codes, scales, first_token, last_token, made);
             for (int64_t token = first_token; token < last_token; token += TILE) {
                 int width = (int)least(TILE, job->tokens - token);
-                float tile[TILE * LANES];
-                job->tile(codes + block * groups * job->block_bytes, scales + block * groups * LANES, groups,
-                          job->a.codes + token * groups * GROUP, job->a.scales + token * groups, job->a.sums + token * groups,
-                          width, tile);
-                for (int t = 0; t < width; t++) {
-                    float *out = job->out + (token + t) * job->stride + row, *made = tile + t * LANES;
-                    if (job->bias) for (int i = 0; i < count; i++) made[i] += job->bias[row + i];
-                    if (job->add) for (int i = 0; i < count; i++) made[i] += out[i];
-                    if (second) {
-                        float gate[LANES] = {0};
-                        memcpy(gate, out, (size_t)count * 4);
-                        for (int i = 0; i < LANES; i++) made[i] *= gate[i] / (1.0f + exponential(-gate[i]));
-                    }
-                    if (count == LANES) memcpy(out, made, LANES * 4);
-                    else memcpy(out, made, (size_t)count * 4);
-                }
+                float *tile = opened ? made + (token - first_token) * LANES : made;
+                if (!opened)
+                    job->tile(codes, scales, groups, job->a.codes + token * groups * GROUP, job->a.scales + token * groups,
+                              job->a.sums + token * groups, width, tile);
+                finish_tile(job, block * LANES, token, width, second, tile);
             }
         }
     }
@@ -880,6 +930,69 @@ AVX2 INLINE void tile_avx2(const int bits, const int count, const uint8_t *codes
 WALK(tile8_avx2, AVX2, tile_avx2, 8)
 WALK(tile4_avx2, AVX2, tile_avx2, 4)
 EACH_TARGET(avx2, AVX2)
+
+/* Eight bits for many tiles. Moving the sign (psignb) has two of the four vector units to choose from, which the products
+ * want as well; an exclusive or has all four. a ^ -1 is -a - 1, so with s = -1 where q < 0 and 0 elsewhere
+ *     q a = |q| (a ^ s) + |q| where q < 0,
+ * and the second term is no matter of a: |q|, s and the sum of |q| below zero are made once, for a slice of the groups that
+ * stays in the first cache, and every tile of a chunk is multiplied with them. The next slice is asked for meanwhile.
+ * The same integers, the same order: the same bits as the tiles above.
+ */
+AVX2 static void open_avx2(const uint8_t *codes, const uint16_t *scales, int64_t groups, struct panel *panel) {
+    const __m256i top = _mm256_set1_epi8(-128), zero = _mm256_setzero_si256();
+    for (int64_t g = 0; g < groups; g++, codes += LANES * GROUP, scales += LANES) {
+        UNROLL for (int half = 0; half < 2; half++) {
+            __m256i below = zero;
+            UNROLL for (int at = 32 * half; at < LANES * GROUP; at += 64) {
+                __m256i w = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(codes + at)), top);
+                __m256i size = _mm256_abs_epi8(w), sign = _mm256_cmpgt_epi8(zero, w);
+                _mm256_store_si256((__m256i *)(panel->size[g] + at), size);
+                _mm256_store_si256((__m256i *)(panel->sign[g] + at), sign);
+                below = _mm256_sub_epi16(below, _mm256_maddubs_epi16(size, sign));
+                if (!half) _mm_prefetch((const char *)codes + SLICE * LANES * GROUP + at, _MM_HINT_T0);
+            }
+            _mm256_store_si256((__m256i *)(panel->below[g] + 8 * half), _mm256_madd_epi16(below, _mm256_set1_epi16(1)));
+            __m128i narrow = _mm_loadu_si128((const __m128i *)(scales + 8 * half));
+            _mm256_store_ps(panel->scales[g] + 8 * half, _mm256_cvtph_ps(narrow));
+        }
+    }
+}
+
+AVX2 INLINE void panel_rows(const int count, const struct panel *panel, int64_t groups, const int8_t *a, const float *a_scales,
+                            int width, float *out) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 sum[2][4]; /* as in tile_avx2 */
+    UNROLL for (int i = 0; i < 2 * count; i++) sum[i & 1][i >> 1] = _mm256_load_ps(out + (i >> 1) * LANES + (i & 1) * 8);
+    for (int64_t g = 0; g < groups; g++, a += width * GROUP, a_scales += width) {
+        __m256i part[2][4];
+        UNROLL for (int i = 0; i < 2 * count; i++)
+            part[i & 1][i >> 1] = _mm256_load_si256((const __m256i *)(panel->below[g] + 8 * (i & 1)));
+        UNROLL for (int quad = 0; quad < 8; quad++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                __m256i size = _mm256_load_si256((const __m256i *)(panel->size[g] + 64 * quad + 32 * half));
+                __m256i sign = _mm256_load_si256((const __m256i *)(panel->sign[g] + 64 * quad + 32 * half));
+                UNROLL for (int t = 0; t < count; t++) {
+                    __m256i four = _mm256_xor_si256(_mm256_set1_epi32(four_bytes(a + t * GROUP + quad * 4)), sign);
+                    part[half][t] = _mm256_add_epi32(part[half][t], _mm256_madd_epi16(_mm256_maddubs_epi16(size, four), ones));
+                    HOLD(part[half][t]);
+                }
+            }
+        }
+        UNROLL for (int i = 0; i < 2 * count; i++) {
+            __m256 scale = _mm256_mul_ps(_mm256_load_ps(panel->scales[g] + 8 * (i & 1)), _mm256_set1_ps(a_scales[i >> 1]));
+            sum[i & 1][i >> 1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[i & 1][i >> 1]), scale, sum[i & 1][i >> 1]);
+        }
+    }
+    UNROLL for (int i = 0; i < 2 * count; i++) _mm256_store_ps(out + (i >> 1) * LANES + (i & 1) * 8, sum[i & 1][i >> 1]);
+}
+
+AVX2 static void panel_avx2(const struct panel *panel, int64_t groups, const int8_t *a, const float *a_scales, int width,
+                            float *out) {
+    int t = 0;
+    for (; t + 4 <= width; t += 4) panel_rows(4, panel, groups, a + t * GROUP, a_scales + t, width, out + t * LANES);
+    for (; t + 2 <= width; t += 2) panel_rows(2, panel, groups, a + t * GROUP, a_scales + t, width, out + t * LANES);
+    if (t < width) panel_rows(1, panel, groups, a + t * GROUP, a_scales + t, width, out + t * LANES);
+}
 #endif
 
 /* ---------------------------------------------------------------- tiles: Arm with dot products
@@ -936,15 +1049,18 @@ struct path {
     const char *name;
     tile_fn *tile8, *tile4;
     part_fn *quantise, *pack, *product, *attend, *cache, *turn;
+    open_fn *open8; /* or NULL */
+    panel_fn *panel8;
 };
-#define PATH(name) {#name, tile8_##name, tile4_##name, quantise_##name, pack_##name, product_##name, attend_##name, cache_##name, turn_##name}
+#define PATH(name, ...) \
+    {#name, tile8_##name, tile4_##name, quantise_##name, pack_##name, product_##name, attend_##name, cache_##name, turn_##name, __VA_ARGS__}
 
 static const struct path paths[] = { /* slowest first */
-    PATH(portable),
+    PATH(portable, NULL, NULL),
 #if defined(__x86_64__)
-    PATH(avx2), PATH(avx512),
+    PATH(avx2, open_avx2, panel_avx2), PATH(avx512, NULL, NULL),
 #elif defined(__aarch64__)
-    PATH(dotprod),
+    PATH(dotprod, NULL, NULL),
 #endif
 };
 enum { PATHS = sizeof paths / sizeof paths[0] };
@@ -993,13 +1109,14 @@ struct matrix {
 static int64_t plan_product(struct product_job *job, const struct path *p, const struct matrix *w, const struct matrix *up,
                             struct activations a, int64_t tokens, float *out, int64_t stride) {
     const int64_t cache = 384 << 10; /* what a chunk may hold */
-    *job = (struct product_job){.tile = w->bits == 8 ? p->tile8 : p->tile4, .block_bytes = w->bits == 8 ? 512 : 256,
+    *job = (struct product_job){.tile = w->bits == 8 ? p->tile8 : p->tile4, .open = w->bits == 8 ? p->open8 : NULL,
+                                .panel = p->panel8, .block_bytes = w->bits == 8 ? 512 : 256,
                                 .codes = w->codes, .scales = w->scales, .a = a, .rows = w->rows,
                                 .groups = (w->columns + GROUP - 1) / GROUP, .tokens = tokens, .bias = w->bias,
                                 .out = out, .stride = stride};
     if (up) job->up_codes = up->codes, job->up_scales = up->scales;
     int64_t tile_bytes = job->groups * (GROUP + 8) * TILE;
-    job->chunk = TILE * (tile_bytes < cache ? cache / tile_bytes : 1);
+    job->chunk = TILE * least(MOST_TILES, tile_bytes < cache ? cache / tile_bytes : 1);
     job->blocks = (job->rows + LANES - 1) / LANES;
     /* A part should be long, above all for few tokens: what is fetched ahead at its end is another thread's. And a small
      * share of the whole: a thread that is held up keeps the others waiting for one part. */
@@ -1023,7 +1140,7 @@ static void quantise_rows(const struct path *p, const float *x, const float *nor
  * All return a status; pointers are the caller's, strides are in elements, T may be 0. The Python side checks shapes.
  */
 
-EXPORT int foveal_interface(void) { return 4; } /* to be raised when a signature or a layout changes */
+EXPORT int foveal_interface(void) { return 5; } /* to be raised when a signature or a layout changes */
 
 /* The name of path `index`, NULL past the last; an empty name where this machine lacks it. */
 EXPORT const char *foveal_path_name(int index) { return index < 0 || index >= PATHS ? NULL : present(index) ? paths[index].name : ""; }
@@ -1078,16 +1195,17 @@ EXPORT int foveal_quantise_rows(const float *x, const float *norm, float eps, in
     return atomic_load(&status);
 }
 
-/* out (T, rows) = x W^T (+ bias); with a second matrix silu(x W^T) * (x U^T). */
+/* out (T, rows) = x W^T (+ bias), or GELU of that; with a second matrix silu(x W^T) * (x U^T). */
 EXPORT int foveal_matmul(int bits, const uint8_t *codes, const uint16_t *scales, const uint8_t *up_codes,
                          const uint16_t *up_scales, int64_t rows, int64_t columns, const int8_t *a, const float *a_scales,
-                         const int32_t *a_sums, int64_t tokens, const float *bias, float *out, int64_t stride) {
+                         const int32_t *a_sums, int64_t tokens, const float *bias, int gelu, float *out, int64_t stride) {
     if (bits != 8 && bits != 4) return BAD_ARGUMENT;
     if (rows < 1 || columns < 1 || tokens < 1) return rows < 0 || columns < 1 || tokens < 0 ? BAD_ARGUMENT : DONE;
     struct matrix weight = {codes, scales, bias, bits, rows, columns}, up = {up_codes, up_scales, NULL, bits, rows, columns};
     struct activations in = {(int8_t *)a, (float *)a_scales, (int32_t *)a_sums};
     struct product_job job;
     int64_t parts = plan_product(&job, path(), &weight, up_codes ? &up : NULL, in, tokens, out, stride);
+    job.gelu = gelu;
     run(path()->product, &job, parts);
     return DONE;
 }

@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("foveal_kernels.c")
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math")  # fmt: skip
-INTERFACE = 4
+INTERFACE = 5
 _REMEDY = (
     "install a C compiler (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install) "
     "or name one in the environment variable CC"
@@ -109,7 +109,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "foveal_take_rows": (number, pointer, pointer, count, count, pointer, count, pointer),
         "foveal_quantise_rows": (pointer, pointer, real, count, count, count, pointer, pointer, pointer),
         "foveal_matmul": (
-            number, pointer, pointer, pointer, pointer, count, count, pointer, pointer, pointer, count, pointer, pointer, count,
+            number, pointer, pointer, pointer, pointer, count, count, pointer, pointer, pointer, count, pointer, number,
+            pointer, count,
         ),
         "foveal_attend": (
             pointer, pointer, pointer, number, pointer, pointer, count, count, count, count, count, count, count, count, real,

@@ -130,6 +130,12 @@ def matmul(x: Array, codes: Array, scales: Array, rows: int, bias: Array | None 
     return out if bias is None else out + bias
 
 
+def gelu(x: Array) -> Array:
+    """GELU in its tanh form, in float64."""
+    wide = x.astype(np.float64)
+    return (wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))).astype(np.float32)
+
+
 def swiglu(x: Array, gate: tuple[Array, Array], up: tuple[Array, Array], rows: int) -> Array:
     """silu(x G^T) * (x U^T)."""
     g = matmul(x, *gate, rows).astype(np.float64)

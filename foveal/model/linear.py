@@ -101,6 +101,14 @@ def _product(x: Tensor | Activations, packed: Packed, bias: Tensor | None) -> Te
     return out
 
 
+def gelu(x: Tensor, linear: nn.Module) -> Tensor:
+    """Return GELU, in its tanh form, of linear(x) for rows (T, K); of a packed linear in one pass."""
+    if isinstance(linear, PackedLinear):
+        out: Tensor = kernels.matmul(x, linear.packed, linear.bias, gelu=True)
+        return out
+    return F.gelu(linear(x), approximate="tanh")
+
+
 def swiglu(x: Tensor | Activations, gate: nn.Module, up: nn.Module) -> Tensor:
     """Return silu(gate(x)) * up(x) for rows (T, K); of packed linears in one pass, with nothing in between stored."""
     if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from foveal.batch import PatchBatch, VisionTokens
 from foveal.config import VisionConfig
 from foveal.model.attention import attend_frames, attend_rows
+from foveal.model.linear import gelu
 from foveal.model.rope import rotate, vision_tables
 
 LAYER_NORM_EPS = 1e-6  # reference: Qwen3VLVisionBlock
@@ -122,7 +123,7 @@ class VisionMLP(nn.Module):
         self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+        return self.linear_fc2(gelu(x, self.linear_fc1))
 
 
 class VisionBlock(nn.Module):

@@ -189,6 +189,33 @@ def test_matmul(bits: int, tokens: int, shape: tuple[int, int], path: str) -> No
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("tokens", [9, 18, 531])
+def test_matmul_of_many_tiles(bits: int, tokens: int, path: str) -> None:
+    """More than one tile, more columns than a slice of groups, more tokens than a chunk: the bits of every token alone."""
+    x, weight = normal(tokens, 1100), normal(37, 1100, seed=1)
+    packed = kernels.pack(weight, bits)
+    got = kernels.matmul(x, packed)
+    close(got, oracle.matmul(x, packed.codes, packed.scales, 37), x, weight)
+    alone = range(0, tokens, 1 if tokens < 20 else 67)
+    assert all(np.array_equal(got[t : t + 1], kernels.matmul(x[t : t + 1], packed)) for t in alone)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("tokens", [1, 7, 33])
+def test_gelu(bits: int, tokens: int, path: str) -> None:
+    x, weight, bias = normal(tokens, 100), normal(37, 100, seed=1), normal(37, seed=2)
+    packed = kernels.pack(weight, bits)
+    want = oracle.gelu(kernels.matmul(x, packed, bias))
+    np.testing.assert_allclose(kernels.matmul(x, packed, bias, gelu=True), want, rtol=2e-5, atol=1e-6)
+
+
+def test_gelu_far_from_zero() -> None:
+    x = np.array([[1e9], [-1e9], [1e30], [-1e30], [-12.0], [0.0]], np.float32)
+    got = kernels.matmul(x, kernels.pack(np.ones((1, 1), np.float32), 8), gelu=True)[:, 0]
+    np.testing.assert_allclose(got, [1e9, 0, 1e30, 0, 0, 0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
 @given(
     seed=st.integers(0, 2**32 - 1), tokens=st.integers(0, 20), rows=st.integers(1, 70), columns=st.integers(1, 140),
     size=st.sampled_from([1e-20, 1.0, 1e20]),
