@@ -29,18 +29,15 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import foveal
-from bench.embedded import ALSO, BARS, items
+from bench.embedded import ALSO, BARS, task_of
 from foveal import kernels
 from foveal.batch import Batch
 from foveal.config import preset
 from foveal.generate import Pipeline
-from foveal.media import Frames
 from foveal.model import Qwen3VL
 from foveal.model.quantize import WIDTHS, quantize
 from foveal.processor import Request
 from foveal.sampler import Sampling
-from foveal.train import mini
-from foveal.world import score
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -90,20 +87,19 @@ def compared(plain: Pipeline, packed: dict[str, Pipeline], count: int) -> dict[s
     for kind in (*BARS, *ALSO):
         row: dict[str, Any] = {"tokens": 0, "plain": 0} | dict.fromkeys(packed, 0)
         row["agree"] = dict.fromkeys(packed, 0)
-        for item, question in items(kind, count, mini.world()):
-            frames = Frames(item.pixels, item.times_s, item.kind, item.pixels.shape[1:3], "world")
-            parts = [{"type": item.kind, item.kind: frames}, {"type": "text", "text": question.question}]
-            request = plain.processor([{"role": "user", "content": parts}])
+        for item in task_of(kind, count, "world"):
+            request = plain.processor(item.messages)
             reply = plain.run(request, Sampling(max_tokens=160)).answer
             ids = list(reply.token_ids)
             row["tokens"] += len(ids)
-            row["plain"] += score(kind, reply.text, question)
+            row["plain"] += int(item.score(reply.text)["right"][0])
             for name, pipeline in packed.items():
                 row["agree"][name] += int((predicted(pipeline.model, request, ids) == torch.tensor(ids)).sum())
-                row[name] += score(kind, pipeline.run(request, Sampling(max_tokens=160)).answer.text, question)
+                said = pipeline.run(request, Sampling(max_tokens=160)).answer.text
+                row[name] += int(item.score(said)["right"][0])
         rows[kind] = row
-        said = [f"{name}: {row[name] / count:6.1%}, agree {row['agree'][name] / row['tokens']:7.2%}" for name in packed]
-        print(f"{kind:12} plain {row['plain'] / count:6.1%}  {'  '.join(said)}", flush=True)
+        shares = [f"{name}: {row[name] / count:6.1%}, agree {row['agree'][name] / row['tokens']:7.2%}" for name in packed]
+        print(f"{kind:12} plain {row['plain'] / count:6.1%}  {'  '.join(shares)}", flush=True)
     total = sum(row["tokens"] for row in rows.values())
     agreement = {name: sum(row["agree"][name] for row in rows.values()) / total for name in packed}
     print("agreement of all", total, "tokens:", {name: f"{share:.2%}" for name, share in agreement.items()})
