@@ -13,7 +13,10 @@ from foveal.cli.options import OUTPUT, Flag, MediaOptions, ModelOptions, Samplin
 TASKS = Group("Tasks", sort_key=0)
 
 Spec = Annotated[
-    str, Parameter(help="Kinds of the generated world (count, box, ...), pictures, clips, all; or JSON and JSONL files.")
+    str,
+    Parameter(
+        help="Kinds of the generated world (count, receipt_total, ...) or groups (all, second, bars, ...); JSON or JSONL files."
+    ),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,16 +18,24 @@ Messages = list[dict[str, Any]]
 class Evidence:
     """Where the answer is to be seen: boxes (x1, y1, x2, y2) in pixels of the first medium, of a clip in those frames; a span.
 
-    frames: of a clip, one index a box; a clip's frames are counted as its file or array has them.
+    frames: of a clip, one index a box; a clip's frames are counted as its file or array has them. pictures: where there are
+    several media, the number (from 0) of the one each box is in.
     """
 
     boxes: tuple[Box, ...] = ()
     frames: tuple[int, ...] = ()
     span_s: tuple[float, float] | None = None
+    pictures: tuple[int, ...] = ()
+
+    def on(self, medium: int) -> list[tuple[int, Box]]:
+        """List the frame and the box of all evidence in one medium."""
+        none = (0,) * len(self.boxes)
+        places = zip(self.pictures or none, self.frames or none, self.boxes, strict=True)
+        return [(frame, box) for picture, frame, box in places if picture == medium]
 
     def to_json(self) -> dict[str, Any]:
         """Write out what there is."""
-        given = {"boxes": self.boxes, "frames": self.frames, "span_s": self.span_s}
+        given = {"boxes": self.boxes, "frames": self.frames, "span_s": self.span_s, "pictures": self.pictures}
         return {name: value for name, value in given.items() if value}
 
 
@@ -49,15 +57,24 @@ class Item:
     @property
     def question(self) -> str:
         """The text of the last message."""
-        content = self.messages[-1]["content"]
-        if isinstance(content, str):
-            return content
-        return " ".join(part["text"] for part in content if part["type"] == "text")
+        return _words(self.messages[-1])
+
+    @property
+    def earlier(self) -> list[str]:
+        """The texts of the messages before it."""
+        return [_words(message) for message in self.messages[:-1]]
 
     @property
     def media(self) -> list[tuple[str, Any]]:
         """List the kind ("image", "video") and the source of every medium."""
         return [(part.kind, part.source) for part in split_media(self.messages)[1]]
+
+
+def _words(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
 
 
 def prompt_json(messages: Sequence[dict[str, Any]]) -> Messages:

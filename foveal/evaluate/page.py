@@ -22,6 +22,7 @@ from foveal.media.encode import data_url
 from foveal.world.score import parse_boxes
 
 MAX_FRAMES, MAX_SIDE_PX = 8, 420  # of a clip in a card
+_CLIP_PX = 130  # a frame of a clip
 CARDS = 6  # of a task
 MAX_CARDS = 48
 _COLOURS = 6
@@ -177,7 +178,8 @@ def _failures(run: Run, arms: Sequence[str], cards: int) -> Iterator[str]:
 
 
 def _card(item: Item, lines: Sequence[Line]) -> str:
-    out = [f'<div class="card"><div class="frames">{"".join(_media(item, lines))}</div><p>{_(item.question)}</p><ul>']
+    earlier = "".join(f'<p class="note">{_(text)}</p>' for text in item.earlier if text)
+    out = [f'<div class="card"><div class="frames">{"".join(_media(item, lines))}</div>{earlier}<p>{_(item.question)}</p><ul>']
     out += [f'<li class="truth">{_(truth)}</li>' for truth in item.references]
     for line in lines:
         right = ' class="right"' if line["scores"]["right"][0] == 1 else ""
@@ -187,23 +189,28 @@ def _card(item: Item, lines: Sequence[Line]) -> str:
 
 
 def _media(item: Item, lines: Sequence[Line]) -> Iterator[str]:
-    """Draw the media; evidence and answered boxes go on the first, the answered on the frame the evidence is in."""
-    answered = [box for line in lines if (box := parse_boxes(line["answer"]))] if item.scorer.endswith("box") else []
+    """Draw the media with their evidence; boxes that were answered go on the first medium that has some, else on the first."""
+    answered = [box for line in lines if (boxes := parse_boxes(line["answer"])) for box in boxes]
+    if not item.scorer.endswith("box"):
+        answered = []
+    meant = min(item.evidence.pictures, default=0)
     for index, (_kind, source) in enumerate(item.media):
         try:
             frames = source if isinstance(source, Frames) else load(source)
         except MediaError as error:  # it may be an address that only the arm's server reaches
             yield f"<figure><figcaption>{_(str(error))}</figcaption></figure>"
             continue
-        evidence = item.evidence if index == 0 else type(item.evidence)()
-        boxed = evidence.frames or (0,) * len(evidence.boxes)
-        for at in _shown(len(frames.pixels), boxed):
-            boxes = [box for box, frame in zip(evidence.boxes, boxed, strict=True) if frame == at]
-            said = [box for of_line in answered for box in of_line] if index == 0 and (boxes or at == 0) else []
+        evidence = item.evidence.on(index)
+        number = f"picture {index + 1}" if len(item.media) > 1 else ""
+        for at in _shown(len(frames.pixels), [frame for frame, _ in evidence]):
+            boxes = [box for frame, box in evidence if frame == at]
+            said = answered if index == meant and (boxes or at == 0) else []
             time_s = float(frames.times_s[at])
-            span = evidence.span_s
-            hit = span is not None and span[0] <= time_s <= span[1]
-            yield _frame(frames.pixels[at], boxes, said, f"{time_s:.1f} s" if frames.kind == "video" else "", hit)
+            span = item.evidence.span_s
+            hit = span is not None and index == meant and span[0] <= time_s <= span[1]
+            caption = f"{number} {time_s:.1f} s".strip() if frames.kind == "video" else number
+            width = MAX_SIDE_PX if len(item.media) == 1 else MAX_SIDE_PX // 2
+            yield _frame(frames.pixels[at], boxes, said, caption, hit, _CLIP_PX if frames.kind == "video" else width)
 
 
 def _shown(total: int, needed: Sequence[int]) -> list[int]:
@@ -215,9 +222,9 @@ def _shown(total: int, needed: Sequence[int]) -> list[int]:
     return sorted([*first, *(rest[round(i)] for i in np.linspace(0, len(rest) - 1, min(spare, len(rest))))])
 
 
-def _frame(pixels: np.ndarray, boxes: Sequence[Box], said: Sequence[Box], caption: str, hit: bool) -> str:
+def _frame(pixels: np.ndarray, boxes: Sequence[Box], said: Sequence[Box], caption: str, hit: bool, most: int) -> str:
     height, width = pixels.shape[:2]
-    shown = min(MAX_SIDE_PX, 2 * width) if not caption else 130
+    shown = min(most, 2 * width)
     rects = [_rect(box, "--good", width) for box in boxes]
     # Answers are in thousandths of the sides, as the released models write them.
     rects += [_rect((x1 * width / 1000, y1 * height / 1000, x2 * width / 1000, y2 * height / 1000), "--bad", width)

@@ -10,13 +10,14 @@ import difflib
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from foveal.errors import ConfigError, DataError, FovealError
-from foveal.evaluate.items import Box, Evidence, Item
+from foveal.evaluate.items import Box, Evidence, Item, Messages
 from foveal.evaluate.metrics import Scores, times
 from foveal.evaluate.scorers import SCORERS, best, infer
 from foveal.finetune.formats import read_record
@@ -24,7 +25,19 @@ from foveal.finetune.sources import Source, SourceOptions, open_source
 from foveal.media import Frames
 from foveal.messages import split_media
 from foveal.train import mini
-from foveal.world import CLIP_KINDS, PICTURE_KINDS, Difficulty, Question, clip_item, picture_item
+from foveal.train.told import letters
+from foveal.world import (
+    CASE_QUESTIONS,
+    CLIP_KINDS,
+    PICTURE_KINDS,
+    Case,
+    Difficulty,
+    Question,
+    clip_item,
+    full_name,
+    make,
+    picture_item,
+)
 from foveal.world import Item as WorldItem
 from foveal.world import score as world_score
 
@@ -34,6 +47,7 @@ LEVELS: dict[str, Callable[[], Difficulty]] = {"world": mini.world, "wide": Diff
 Maker = Callable[[int, Difficulty], tuple[WorldItem, Question] | None]
 """A seed to a picture or clip with the question to ask about it, None where that seed has none."""
 
+LISTS = ("absent_list", "order_list")  # also where one entry has no comma
 PATIENCE = 1000  # seeds in a row without a question of a kind
 
 
@@ -63,19 +77,68 @@ KINDS: dict[str, Maker] = {kind: _asking(kind) for kind in (*PICTURE_KINDS, *CLI
     # Which of two is further left is the question of record; above and below can be told from the order of tokens.
     "left_right": _asking("relation", lambda question: question.answer in ("left", "right")),
 }
+CaseMaker = Callable[[int], tuple[Case, int] | None]
+"""A seed to a case with the number of the question to ask about it, None where that seed has none."""
+
+
+def _case_asking(kind: str, name: str, keep: Callable[[Case, Question], bool] = lambda case, question: True) -> CaseMaker:
+    """Make a maker of the second edition's questions of a name, those that are kept; the first of each case."""
+
+    def made(seed: int) -> tuple[Case, int] | None:
+        case = make(kind, seed, "test")
+        asked = enumerate(case.questions)
+        return next(((case, i) for i, q in asked if full_name(kind, q.kind) == name and keep(case, q)), None)
+
+    return made
+
+
+def _large(case: Case, question: Question) -> bool:
+    """Whether a code is written in capitals and digits of 16 pixels or more, before anybody resizes the picture."""
+    (box,) = question.boxes
+    (text,) = (thing for thing in case.items[0].things if thing.box == box)
+    at = text.text.index(question.answer)
+    ends = letters(text)
+    left, right = ends[at][0] - box[0], ends[at + len(question.answer) - 1][2] - box[0]
+    return int((text.stamp.alpha[:, left:right] >= 128).any(axis=1).sum()) >= LARGE_PX
+
+
+LARGE_PX = 16
+# Buttons in a row are the training split's, those at the side the test split's.
+_NOT_IN_TEST = ("screen_beside",)
+CONVERSATIONS = ("turns",)  # kinds of cases whose later questions mean nothing without the earlier ones
+CASES: dict[str, CaseMaker] = {
+    name: _case_asking(kind, name) for kind in CASE_QUESTIONS for name in CASE_QUESTIONS[kind] if name not in _NOT_IN_TEST
+} | {"needle_16px": _case_asking("needle", "needle_code", _large)}
+BARS: dict[str, tuple[str, ...]] = {
+    "attribute": ("colour", "shape"), "count_to_8": ("reasoned_count",), "left_right": ("left_right",), "box": ("box",),
+    "needle_16px": ("needle_16px",), "words": ("read_word",), "total": ("receipt_total",),
+    "event_time": ("event_appear_time", "event_vanish_time"), "event_order": ("order_list",),
+    "absent_object": ("absent_one",), "emoji_name": ("emoji_name",),
+}  # fmt: skip
+"""What the project promises of its embedded model, by the names of its bars."""
+
+SECOND: dict[str, tuple[str, ...]] = {
+    # The kind of several pictures cannot have its own name, which is that of an older group.
+    "several" if kind == "pictures" else kind: tuple(name for name in names if name in CASES)
+    for kind, names in CASE_QUESTIONS.items()
+}
+"""Kinds of cases, each with its questions."""
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "pictures": PICTURE_KINDS, "clips": CLIP_KINDS, "all": (*PICTURE_KINDS, *CLIP_KINDS),
+    "second": tuple(name for names in SECOND.values() for name in names),
+    "bars": tuple(name for names in BARS.values() for name in names),
+    **BARS, **SECOND,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class WorldTask:
+class _Seeds(ABC):
     """A kind of the world's test split, seeds from `first_seed` on; none of it was ever trained on."""
 
     name: str
-    level: str
     count: int
-    first_seed: int = 0
+    first_seed: int
 
     def __len__(self) -> int:
         return self.count
@@ -86,10 +149,7 @@ class WorldTask:
             while (made := self._make(seed)) is None:
                 seed, idle = seed + 1, idle + 1
                 if idle == PATIENCE:
-                    raise ConfigError(
-                        f"{PATIENCE} seeds in a row have no question of kind {self.name} at difficulty {self.level}; "
-                        "take another difficulty"
-                    )
+                    raise ConfigError(f"{PATIENCE} seeds in a row have no question of kind {self._described()}")
             yield made
             seed, idle = seed + 1, 0
 
@@ -99,8 +159,25 @@ class WorldTask:
         assert made is not None, f"{id} is not an id of this task"
         return made
 
+    @abstractmethod
+    def facts(self) -> dict[str, Any]: ...
+    @abstractmethod
+    def _described(self) -> str: ...
+    @abstractmethod
+    def _make(self, seed: int) -> Item | None: ...
+
+
+@dataclass(frozen=True)
+class WorldTask(_Seeds):
+    """A kind of the first edition: one picture or clip, one question, as hard as the level says."""
+
+    level: str
+
     def facts(self) -> dict[str, Any]:
         return {"task": self.name, "difficulty": self.level, "items": self.count, "first_seed": self.first_seed}
+
+    def _described(self) -> str:
+        return f"{self.name} at difficulty {self.level}; take another difficulty"
 
     def _make(self, seed: int) -> Item | None:
         made = KINDS[self.name](seed, LEVELS[self.level]())
@@ -108,17 +185,53 @@ class WorldTask:
             return None
         picture, question = made
         name = f"{self.name}/{seed}"
-        frames = Frames(picture.pixels, picture.times_s, picture.kind, picture.pixels.shape[1:3], name)
-        content = [{"type": picture.kind, picture.kind: frames}, {"type": "text", "text": question.question}]
-        evidence = Evidence(question.boxes, question.frames, question.span_s)
-        family = _family(question.answer)
+        content = [{"type": picture.kind, picture.kind: _frames(picture, name)}, {"type": "text", "text": question.question}]
+        return _item(name, [{"role": "user", "content": content}], question)
 
-        def judge(answer: str) -> Scores:
-            # The world's own rule decides; the metrics of the answer's form stand beside it.
-            right = float(world_score(question.kind, answer, question))
-            return SCORERS[family](answer, question.answer) | {"right": (right, 1.0)}
 
-        return Item(name, [{"role": "user", "content": content}], (question.answer,), f"world/{family}", judge, evidence)
+@dataclass(frozen=True)
+class CaseTask(_Seeds):
+    """A kind of question of the second edition: one or several pictures or clips.
+
+    Where a question means nothing without those before it, they are given with their true answers: what is examined is this
+    turn, not what the first one did to it. Everywhere else a question is asked alone, so that no answer before it helps.
+    """
+
+    def facts(self) -> dict[str, Any]:
+        return {"task": self.name, "edition": 2, "items": self.count, "first_seed": self.first_seed}
+
+    def _described(self) -> str:
+        return f"{self.name} in the test split"
+
+    def _make(self, seed: int) -> Item | None:
+        made = CASES[self.name](seed)
+        if made is None:
+            return None
+        case, number = made
+        first = 0 if case.kind in CONVERSATIONS else number
+        alone = replace(case, questions=case.questions[first : number + 1])
+        name = f"{self.name}/{seed}"
+        one = len(case.items) == 1
+        media = [_frames(item, name if one else f"{name}#{i}") for i, item in enumerate(case.items, 1)]
+        # Without the reasoning of earlier turns, as those who ask again leave it out.
+        messages = [{key: message[key] for key in ("role", "content")} for message in alone.messages(media)[:-1]]
+        return _item(name, messages, case.questions[number])
+
+
+def _frames(shown: WorldItem, name: str) -> Frames:
+    return Frames(shown.pixels, shown.times_s, shown.kind, shown.pixels.shape[1:3], name)
+
+
+def _item(name: str, messages: Messages, question: Question) -> Item:
+    evidence = Evidence(question.boxes, question.frames, question.span_s, question.pictures)
+    family = "list" if question.kind in LISTS else _family(question.answer)
+
+    def judge(answer: str) -> Scores:
+        # The world's own rule decides; the metrics of the answer's form stand beside it.
+        right = float(world_score(question.kind, answer, question))
+        return SCORERS[family](answer, question.answer) | {"right": (right, 1.0)}
+
+    return Item(name, messages, (question.answer,), f"world/{family}", judge, evidence)
 
 
 def _family(answer: str) -> str:
@@ -224,14 +337,19 @@ def _evidence(value: Any) -> Evidence:
         )  # fmt: skip
         span = value.get("span_s")
         found = Evidence(
-            boxes, tuple(int(i) for i in value.get("frames") or ()), (float(span[0]), float(span[1])) if span else None
+            boxes,
+            tuple(int(i) for i in value.get("frames") or ()),
+            (float(span[0]), float(span[1])) if span else None,
+            tuple(int(i) for i in value.get("pictures") or ()),
         )
     except (AttributeError, TypeError, ValueError, IndexError):
         raise DataError(
-            f"evidence is {json.dumps(value)[:80]}; expected boxes [[x1, y1, x2, y2], ...], frames [...], span_s [from, to]"
+            f"evidence is {json.dumps(value)[:80]}; expected boxes [[x1, y1, x2, y2], ...], frames [...], span_s [from, to], "
+            "pictures [...]"
         ) from None
-    if found.frames and len(found.frames) != len(found.boxes):
-        raise DataError(f"evidence has {len(found.frames)} frames for {len(found.boxes)} boxes; give every box its frame")
+    for what, given in (("frames", found.frames), ("pictures", found.pictures)):
+        if given and len(given) != len(found.boxes):
+            raise DataError(f"evidence has {len(given)} {what} for {len(found.boxes)} boxes; give every box its {what[:-1]}")
     return found
 
 
@@ -239,7 +357,7 @@ def open_tasks(
     specs: Sequence[str], *, items: int | None = None, level: str = "world", first_seed: int = 0,
     scorer: str | None = None, root: Path | None = None,
 ) -> list[Task]:  # fmt: skip
-    """Make tasks of kinds, groups of kinds (pictures, clips, all) and files.
+    """Make tasks of kinds of both editions, groups of kinds (pictures, clips, all; second, bars and others) and files.
 
     items: of each; by default 100 of a kind and all of a file. scorer, root: for files. Raise ConfigError for an unknown name,
     DataError for a file that cannot be used, before anything is asked.
@@ -252,9 +370,10 @@ def open_tasks(
         raise ConfigError(f"the scorer is {scorer!r}; expected one of {', '.join(SCORERS)}")
     tasks: dict[str, Task] = {}
     for spec in specs:
-        if spec in KINDS or spec in GROUPS:
+        if spec in KINDS or spec in CASES or spec in GROUPS:
+            count = 100 if items is None else items
             for kind in GROUPS.get(spec, (spec,)):
-                tasks[kind] = WorldTask(kind, level, 100 if items is None else items, first_seed)
+                tasks[kind] = CaseTask(kind, count, first_seed) if kind in CASES else WorldTask(kind, count, first_seed, level)
             continue
         if "/" not in spec and "." not in spec and not Path(spec).is_file():
             raise ConfigError(_unknown(spec))
@@ -272,8 +391,10 @@ def open_tasks(
 
 def reopen(facts: Mapping[str, Any]) -> Task:
     """Make a task again from its facts. Raise DataError where its file is another now."""
+    if "edition" in facts:
+        return CaseTask(facts["task"], facts["items"], facts["first_seed"])
     if "file" not in facts:
-        return WorldTask(facts["task"], facts["difficulty"], facts["items"], facts["first_seed"])
+        return WorldTask(facts["task"], facts["items"], facts["first_seed"], facts["difficulty"])
     source = open_source(facts["file"])
     source = replace(source, options=SourceOptions(source.options.path, Path(facts["root"])))
     task = FileTask(facts["task"], source, facts["items"], facts["scorer"])
@@ -285,12 +406,13 @@ def reopen(facts: Mapping[str, Any]) -> Task:
 def _free(name: str, taken: Mapping[str, Any]) -> str:
     """Number a file's name where a kind or another file has it."""
     out, number = name, 2
-    while out in taken or out in KINDS:
+    while out in taken or out in KINDS or out in CASES:
         out, number = f"{name}-{number}", number + 1
     return out
 
 
 def _unknown(spec: str) -> str:
-    near = difflib.get_close_matches(spec, [*KINDS, *GROUPS], n=1)
-    known = f"did you mean {near[0]}?" if near else f"known: {', '.join((*GROUPS, *KINDS))}; or name a JSON or JSONL file"
+    near = difflib.get_close_matches(spec, [*KINDS, *CASES, *GROUPS], n=1)
+    names = ", ".join(dict.fromkeys((*GROUPS, *KINDS)))
+    known = f"did you mean {near[0]}?" if near else f"known: {names}; or name a JSON or JSONL file"
     return f"there is no task {spec!r}; {known}"

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # Two cores share training and the making of data: threads that wait must sleep, not spin.
@@ -17,11 +18,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where checkpoints, metrics and the tokenizer are kept")
     parser.add_argument("--steps", type=int, default=2700, help="optimiser steps of the whole run")
     parser.add_argument("--start", type=Path, help="a checkpoint to go on from, which can see already; default: random weights")
+    parser.add_argument(
+        "--edition", type=int, choices=(1, 2), default=1, help="of the world to train on: 2 is both, from --start on"
+    )
+    parser.add_argument(
+        "--image-tokens", type=int, nargs=2, metavar=("MIN", "MAX"),
+        help="vision tokens of one picture, at least and at most; default: as the edition's recipe says",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: whichever is faster here"
     )
     args = parser.parse_args()
+    if args.edition == 2 and args.start is None:
+        parser.error("--edition 2 goes on from a checkpoint that can see already; name it with --start")
 
     import tokenizers
     import torch
@@ -41,7 +51,10 @@ def main() -> None:
     file = mini.folder_tokenizer(args.folder, args.start)
     config = mini.config(tokenizers.Tokenizer.from_file(str(file)))
     tokenizer = Tokenizer.from_file(file)
-    maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), mini.BUDGET)
+    budget = mini.SECOND_BUDGET if args.edition == 2 else mini.BUDGET
+    if args.image_tokens:
+        budget = replace(budget, image=tuple(args.image_tokens))
+    maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), budget)
     model = Qwen3VL(config)
     settings = mini.further_settings(args.steps) if args.start else Settings(args.steps)
     if args.start:
@@ -50,7 +63,7 @@ def main() -> None:
         model.init_weights(settings.seed)
         look_nearby(model.visual, settings.seed)
         know_places(model.visual, seed=settings.seed)
-    stages = mini.further_stages() if args.start else mini.stages()
+    stages = mini.second_stages() if args.edition == 2 else mini.further_stages() if args.start else mini.stages()
     trainer = Trainer(model, maker, settings, stages, args.folder)
     # Some CPUs are several times slower in bfloat16.
     name = fastest(limits(), 2048, ("float32", "bfloat16")) if args.dtype == "auto" else args.dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import queue
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,92 +16,111 @@ from foveal.media import Frames
 from foveal.messages import MediaInfo
 from foveal.patches import Budget, Patches, patchify
 from foveal.prompt import ChatTemplate
-from foveal.sequence import Sequence, build
+from foveal.sequence import Sequence as Tokens
+from foveal.sequence import build
+from foveal.thinking import CLOSE, OPEN
 from foveal.tokenizer import Tokenizer
-from foveal.train.looks import Look, View, looks
+from foveal.train.cells import CellTargets, cell_targets
+from foveal.train.looks import Look, looks
+from foveal.train.view import View
 from foveal.world import (
+    CASE_KINDS,
+    CASE_QUESTIONS,
     CLIP_KINDS,
     PICTURE_KINDS,
     QUESTION_KINDS,
+    Case,
     Difficulty,
     Item,
     Question,
-    cell_labels,
     clip_item,
+    full_name,
+    make,
     picture_item,
 )
 from foveal.world.questions import count_questions
 from foveal.world.scene import Scene, sample_size
 
 IGNORE = -100
-NO_BOX = -1.0
-QUARTERS = 4  # characters are named at half a patch
-
-
-@dataclass(frozen=True)
-class CellTargets:
-    """Dense targets of an example's vision tokens.
-
-    classes: (V, merge*merge, 2) int64, kind and colour of every patch of a token;
-    chars: (V, merge*merge, QUARTERS) int64, the character in every quarter of a patch (digits are narrower than a patch);
-    boxes: (V, 4) float32, x1 y1 x2 y2 in 0..1 of the picture: the part, inside the token, of the thing that covers most of
-    it, NO_BOX where there is none; marks: (V, 5) float32, 1 where the middle of a thing, its left end, top, right end, bottom
-    lies in the token.
-    """
-
-    classes: np.ndarray
-    chars: np.ndarray
-    boxes: np.ndarray
-    marks: np.ndarray
+CLOSED = f"\n{CLOSE}\n\n"  # what is forced on a model that has opened a thought and may not think
+ASKED: tuple[str, ...] = (*QUESTION_KINDS, *(name for kind in CASE_KINDS for name in CASE_QUESTIONS[kind]))
+"""The names under which questions are counted, the first edition's before the second's."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation about one picture or clip.
+    """One conversation about one picture or clip, or several.
 
     labels: (T,) the id each row must predict, IGNORE elsewhere; turns: (T,) the number of the question a labelled row
-    answers, -1 elsewhere; kinds: the kind of every question, an index into QUESTION_KINDS; looks: where rows should look.
+    answers, -1 elsewhere; kinds: the name of every question, an index into ASKED; media: what is shown, in order; cells:
+    targets of all its vision tokens; looks: where rows should look.
     """
 
-    sequence: Sequence
+    sequence: Tokens
     labels: np.ndarray
     turns: np.ndarray
     kinds: tuple[int, ...]
-    patches: Patches
+    media: tuple[Patches, ...]
     cells: CellTargets
     looks: tuple[Look, ...] = ()
 
+    @property
+    def patches(self) -> Patches:
+        """The only picture or clip."""
+        (patches,) = self.media
+        return patches
+
 
 class ExampleMaker:
-    """Turns an Item into an Example with a checkpoint's own tokenizer, template and budget."""
+    """Turns an Item or a Case into an Example with a checkpoint's own tokenizer, template and budget."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate, budget: Budget) -> None:
         self.config, self.tokenizer, self.template, self.budget = config, tokenizer, template, budget
         self._start = tokenizer.token_id("<|im_start|>")
         self._end = tokenizer.token_id("<|im_end|>")
         self._assistant = tokenizer.encode_text("assistant\n")
+        self._closed = tokenizer.encode_template(CLOSED)
 
-    def __call__(self, item: Item) -> Example:
-        height, width = item.pixels.shape[1:3]
-        frames = Frames(item.pixels, item.times_s, item.kind, (height, width), "world")
-        patches = patchify(frames, self.config.vision, self.budget)
+    def __call__(self, shown: Item | Case, think: bool = True) -> Example:
+        """Make the example. A case's question that has its reasoning comes last, after the reasoning.
+
+        Without `think` the thought is opened and closed at once, as `Sampling.thinking_tokens` of 0 does it: opening it is
+        learned, its forced end is not, and the answer is.
+        """
+        items = (shown,) if isinstance(shown, Item) else shown.items
+        questions = sorted(shown.questions, key=lambda question: bool(question.thinking))
+        thoughts = [_thought(question, think) for question in questions]
+        media = tuple(self._look(item) for item in items)
+        sequence = self._lay_out(media, questions, thoughts)
+        labels, turns = self.label(sequence.token_ids)
+        for turn, thought in enumerate(thoughts):
+            if thought == OPEN + CLOSED:
+                forced = np.flatnonzero(turns == turn)[1 : 1 + len(self._closed)]
+                assert np.array_equal(labels[forced], self._closed)
+                labels[forced], turns[forced] = IGNORE, -1
+        names = [question.kind if isinstance(shown, Item) else full_name(shown.kind, question.kind) for question in questions]
+        vision = self.config.vision
+        cells = CellTargets.cat([cell_targets(item, patches, vision) for item, patches in zip(items, media, strict=True)])
+        view = View(items, media, sequence, self.tokenizer, vision.temporal_patch_size)
+        where = looks(view, questions, turns, thoughts)
+        return Example(sequence, labels, turns, tuple(map(ASKED.index, names)), media, cells, where)
+
+    def _look(self, item: Item) -> Patches:
+        size = item.pixels.shape[1:3]
+        return patchify(Frames(item.pixels, item.times_s, item.kind, size, "world"), self.config.vision, self.budget)
+
+    def _lay_out(self, media: Sequence[Patches], questions: Sequence[Question], thoughts: Sequence[str]) -> Tokens:
         messages: list[dict[str, Any]] = []
-        for i, question in enumerate(item.questions):
-            parts: list[dict[str, Any]] = [{"type": item.kind}] if i == 0 else []
+        for i, (question, thought) in enumerate(zip(questions, thoughts, strict=True)):
+            parts: list[dict[str, Any]] = [{"type": m.kind} for m in media] if i == 0 else []
             messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question.question}]})
-            messages.append({"role": "assistant", "content": question.answer})
-        media = [MediaInfo(item.kind, patches.times_s)]
-        prompt = self.template.render(messages, media=media, add_generation_prompt=False)
-        sequence = build(
-            prompt.segments, [patches.grids], kinds=[item.kind], merge=patches.merge,
+            messages.append({"role": "assistant", "content": thought + question.answer})
+        infos = [MediaInfo(m.kind, m.times_s) for m in media]
+        prompt = self.template.render(messages, media=infos, add_generation_prompt=False)
+        return build(
+            prompt.segments, [m.grids for m in media], kinds=[m.kind for m in media], merge=media[0].merge,
             image_token_id=self.config.image_token_id, video_token_id=self.config.video_token_id,
         )  # fmt: skip
-        labels, turns = self.label(sequence.token_ids)
-        kinds = tuple(QUESTION_KINDS.index(q.kind) for q in item.questions)
-        cells = _cell_targets(item, patches, self.config)
-        per_step = 1 if item.kind == "image" else self.config.vision.temporal_patch_size
-        where = looks(View(item, patches, sequence, self.tokenizer, per_step), turns)
-        return Example(sequence, labels, turns, kinds, patches, cells, where)
 
     def label(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label what the assistant says and its end mark, found by the chat markers, which no text can imitate."""
@@ -120,69 +139,28 @@ class ExampleMaker:
         return labels, turns
 
 
-def _cell_targets(item: Item, patches: Patches, config: ModelConfig) -> CellTargets:
-    vision = config.vision
-    per = 1 if item.kind == "image" else vision.temporal_patch_size
-    block = vision.spatial_merge_size**2
-    classes = np.zeros((len(patches.pixels), 2), np.int64)
-    chars = np.zeros((len(patches.pixels), QUARTERS), np.int64)
-    boxes = np.full((len(patches.pixels) // block, 4), NO_BOX, np.float32)
-    marks = np.zeros((len(boxes), 5), np.float32)
-    tokens = patches.coords[::block]
-    for t, (rows, columns) in enumerate(patches.grids):
-        size = rows * vision.patch_size, columns * vision.patch_size
-        # A frame pair is named after its last frame: what has appeared by then counts.
-        frame = min(t * per + per - 1, len(item.pixels) - 1)
-        found = cell_labels(item, size, cell=vision.patch_size, frame=frame)
-        mine = patches.coords[:, 0] == t
-        at = patches.coords[mine, 1], patches.coords[mine, 2]
-        classes[mine] = np.stack([found.kind[at], found.colour[at]], axis=1)
-        fine = cell_labels(item, size, cell=vision.patch_size // 2, frame=frame).char
-        chars[mine] = fine.reshape(rows, 2, columns, 2).transpose(0, 2, 1, 3).reshape(rows, columns, QUARTERS)[at]
-        here = tokens[:, 0] == t
-        places = tokens[here, 1:] // vision.spatial_merge_size
-        counts = np.array([rows, columns]) // vision.spatial_merge_size
-        boxes[here], marks[here] = _parts(item.object_map[frame], places, counts)
-    return CellTargets(classes.reshape(-1, block, 2), chars.reshape(-1, block, QUARTERS), boxes, marks)
-
-
-def _parts(objects: np.ndarray, places: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Measure, for tokens at rows and columns `places` (n, 2) of a grid of `counts`, what they show of the objects (H, W).
-
-    Return boxes (n, 4) and marks (n, 5) as in CellTargets.
-    """
-    size = np.array(objects.shape)
-    low, high = (places * size / counts).round().astype(int), ((places + 1) * size / counts).round().astype(int)
-    boxes, marks = np.full((len(places), 4), NO_BOX, np.float32), np.zeros((len(places), 5), np.float32)
-    shown = np.full(len(places), -1)
-    for i, ((y1, x1), (y2, x2)) in enumerate(zip(low, high, strict=True)):
-        inside = objects[y1:y2, x1:x2]
-        things = inside[inside >= 0]
-        if len(things):
-            shown[i] = np.bincount(things).argmax()
-            ys, xs = np.nonzero(inside == shown[i])
-            boxes[i] = x1 + xs.min(), y1 + ys.min(), x1 + xs.max() + 1, y1 + ys.max() + 1
-    for thing in np.unique(shown[shown >= 0]):
-        mine = shown == thing
-        ends = np.concatenate([boxes[mine, :2].min(0), boxes[mine, 2:].max(0)])
-        marks[mine, 1:] = np.abs(boxes[mine] - ends) <= 2  # pixels
-        middle = ((ends[1] + ends[3]) / 2, (ends[0] + ends[2]) / 2)
-        marks[((low <= middle) & (middle < high)).all(1), 0] = 1
-    boxes[shown >= 0] /= np.tile(size[::-1], 2)
-    return boxes, marks
+def _thought(question: Question, think: bool) -> str:
+    """Write what an assistant says before the answer."""
+    if not question.thinking:
+        return ""
+    return f"{OPEN}\n{question.thinking}{CLOSED}" if think else OPEN + CLOSED
 
 
 @dataclass(frozen=True)
 class Mix:
     """What a stretch of training is fed: pictures of `difficulty`, and a share of clips (of `clips`, where that is given).
 
-    counts: questions about numbers that every picture gets besides its own.
+    counts: questions about numbers that every picture gets besides its own. cases: the share of the second edition, whose kinds
+    are drawn in proportion to `case_kinds`. thinking: how often a question that has its reasoning is answered with it.
     """
 
     difficulty: Difficulty
     clip_share: float = 0.0
     clips: Difficulty | None = None
     counts: int = 0
+    cases: float = 0.0
+    case_kinds: tuple[tuple[str, float], ...] = tuple((kind, 1.0) for kind in CASE_KINDS)
+    thinking: float = 0.75
 
     def of_one_size(self, seed: int) -> Mix:
         """Fix the size of all pictures, and that of all clips, by a seed."""
@@ -190,16 +168,17 @@ class Mix:
         level, clips = self.difficulty, self.clips or self.difficulty
         picture = sample_size(rng, level.min_side, level.max_side, level.max_ratio)
         clip = sample_size(rng, *clips.clip_side, clips.max_ratio)
-        return Mix(replace(level, size=picture), self.clip_share, replace(clips, size=clip), self.counts)
+        return replace(self, difficulty=replace(level, size=picture), clips=replace(clips, size=clip))
 
 
 @dataclass
 class Feed:
     """Makes batches of examples in a background process: seeds in order from `seed`, kinds asked in proportion to weights.
 
-    The pictures of a batch are of one size, and come before its clips, which are of another: frames of equal length are
-    attended to in one call. What it makes depends on these values alone, so a run that resumes with them sees the same
-    batches. Closing ends it.
+    A batch has `batch_size` examples, or fewer where the next one would take it over `tokens`; one that is longer by itself is
+    a batch of its own, since nothing is ever cut. The first edition's pictures of a batch are of one size, and come before its
+    clips, which are of another: frames of equal length are attended to in one call. What it makes depends on these values
+    alone, so a run that resumes with them sees the same batches. Closing ends it.
     """
 
     maker: ExampleMaker
@@ -207,6 +186,7 @@ class Feed:
     seed: int
     mix: Mix
     weights: dict[str, float]
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         context = mp.get_context("fork")
@@ -224,12 +204,24 @@ class Feed:
         seed = self.seed
         try:
             while True:
-                mix = self.mix.of_one_size(seed)
-                items = [make_item(seed + i, mix, self.weights) for i in range(self.batch_size)]
-                seed += self.batch_size
-                self._queue.put([self.maker(item) for item in sorted(items, key=lambda item: item.kind)])
+                batch = self._batch(seed)
+                seed += len(batch)
+                self._queue.put(sorted(batch, key=lambda example: example.media[0].kind))
         except Exception as e:
             self._queue.put(e)
+
+    def _batch(self, seed: int) -> list[Example]:
+        mix, batch, room = self.mix.of_one_size(seed), list[Example](), self.tokens
+        while len(batch) < self.batch_size:
+            this = seed + len(batch)
+            think = np.random.default_rng([this, 80]).random() < mix.thinking
+            example = self.maker(make_subject(this, mix, self.weights), bool(think))
+            if room is not None:
+                room -= len(example.sequence)
+                if room < 0 and batch:
+                    break
+            batch.append(example)
+        return batch
 
     def __iter__(self) -> Iterator[list[Example]]:
         while True:
@@ -246,6 +238,16 @@ class Feed:
     def close(self) -> None:
         self._process.terminate()
         self._process.join()
+
+
+def make_subject(seed: int, mix: Mix, weights: dict[str, float]) -> Item | Case:
+    """Make what the example of a seed is about: a share of the seeds are cases."""
+    rng = np.random.default_rng([seed, 79])
+    if rng.random() >= mix.cases:
+        return make_item(seed, mix, weights)
+    share = np.array([weight * weights[kind] for kind, weight in mix.case_kinds])
+    kind, _ = mix.case_kinds[int(rng.choice(len(share), p=share / share.sum()))]
+    return make(kind, seed)
 
 
 def make_item(seed: int, mix: Mix, weights: dict[str, float], split: str = "train") -> Item:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.batch import VisionTokens
-from foveal.train.data import NO_BOX, QUARTERS, CellTargets
+from foveal.train.cells import NO_BOX, QUARTERS, CellTargets
 from foveal.world import CHAR_CLASSES, COLOUR_CLASSES, KIND_CLASSES
 
 BACKGROUND_WEIGHTS = (0.15, 0.15, 0.05)  # of kind, colour and character: most patches show nothing

@@ -89,7 +89,7 @@ class Evidence(nn.Module):
             start += len(example.labels)
         for which, reader in enumerate(self.places):
             if found := rows[which]:
-                added = heard[self.layers[which]][1][torch.tensor([row for row, _ in found])].float()
+                added = heard[self.layers[which]][1].index_select(0, torch.tensor([row for row, _ in found])).float()
                 said = reader(F.rms_norm(added, added.shape[-1:])).view(len(found), 2, 2)
                 said = said[torch.arange(len(found)), torch.tensor([look.head for _, look in found])]
                 weight = torch.tensor([look.weight for _, look in found])
@@ -111,12 +111,15 @@ def log_attention(
     """Compute the log of what heads give to the rows of one sequence, (n, L) float32: for n rows, one head of each.
 
     The fused attention keeps no probabilities, so queries and keys are made once more, for this stretch of x (T, D) alone.
+    Rows are taken by `index_select`: with two threads, the backward pass of plain indexing adds up in any order.
     """
     x, cos, sin = x[stretch], tables[0][stretch], tables[1][stretch]
     width, asking, which = module.head_dim, torch.tensor(rows), torch.tensor(heads)
-    q = rotate(module.q_norm(module.q_proj(x[asking]).view(len(rows), -1, width)), cos[asking], sin[asking]).float()
+    asked = x.index_select(0, asking)
+    q = rotate(module.q_norm(module.q_proj(asked).view(len(rows), -1, width)), cos[asking], sin[asking]).float()
     k = rotate(module.k_norm(module.k_proj(x).view(len(x), -1, width)), cos, sin).float()
     per = q.shape[1] // k.shape[1]
-    scores = torch.einsum("nd,nld->nl", q[torch.arange(len(rows)), which], k.transpose(0, 1)[which // per]) / math.sqrt(width)
+    keys = k.transpose(0, 1).index_select(0, which // per)
+    scores = torch.einsum("nd,nld->nl", q[torch.arange(len(rows)), which], keys) / math.sqrt(width)
     later = torch.arange(len(x)) > asking[:, None]
     return scores.masked_fill(later, -math.inf).log_softmax(-1)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -16,6 +17,7 @@ import torch
 from foveal.errors import CheckpointError
 from foveal.model import Qwen3VL
 from foveal.model.load import save_model
+from foveal.patches import Budget
 from foveal.standin import write_companions
 from foveal.train import checkpoint, mini
 
@@ -32,13 +34,20 @@ def export(runs: Sequence[Path], out: Path) -> None:
     config = mini.config(tokenizers.Tokenizer.from_file(str(runs[0] / "tokenizer.json")))
     model = Qwen3VL(config)
     # Strict about the model's own names; what is left over is the dense heads, which were only there to learn with.
-    masters = [checkpoint.load(run)[0] for run in runs]
+    masters, states = zip(*(checkpoint.load(run) for run in runs), strict=True)
     mean = {name: torch.stack([one[f"master.{name}"] for one in masters]).mean(0) for name in model.state_dict()}
     model.load_state_dict(mean)
     save_model(model, out, dtype=torch.float16)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(runs[0] / name, out / name)
-    write_companions(config, out, mini.BUDGET, tokenizer=False)
+    write_companions(config, out, _budget(states[0]), tokenizer=False)
+
+
+def _budget(state: Mapping[str, Any]) -> Budget:
+    """Read the budget a run was trained with; a run that is older than this entry had the first edition's."""
+    if "budget" not in state:
+        return mini.BUDGET
+    return Budget(**{name: tuple(value) if isinstance(value, list) else value for name, value in state["budget"].items()})
 
 
 def main() -> None:

@@ -18,14 +18,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveal.batch import Batch, PatchBatch
+from foveal.errors import CheckpointError, ConfigError
 from foveal.model import Qwen3VL
 from foveal.train import checkpoint
-from foveal.train.data import IGNORE, Example, ExampleMaker, Feed, Mix
+from foveal.train.data import ASKED, IGNORE, Example, ExampleMaker, Feed, Mix
 from foveal.train.dense import DenseHeads
 from foveal.train.evidence import Evidence
 from foveal.train.optimiser import MasterOptimiser, schedule
 from foveal.train.teacher import Lessons, Teacher, trained_teacher
-from foveal.world import QUESTION_KINDS
+from foveal.world import CASE_KINDS, CASE_QUESTIONS, QUESTION_KINDS
 
 # Kinds that cost many answer tokens, or that no other kind builds on, are asked less; what is hardest, more.
 EMPHASIS = {
@@ -50,6 +51,7 @@ class Stage:
     answers, dense, teacher, evidence: the weights of four losses: on the answers, on what every patch shows, on what the
     teacher says about the still pictures, on where questions about them look. 0 answers means the vision encoder alone.
     vision: the scale of its learning rates; what it has learned is soon lost to a decoder that knows nothing yet.
+    tokens: the most that a batch may have, if that is fewer than `batch_size` examples have; see `Feed`.
     """
 
     until: float
@@ -60,6 +62,11 @@ class Stage:
     teacher: float = 0.0
     evidence: float = 0.0
     vision: float = 1.0
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.teacher and self.mix.cases:
+            raise ConfigError("the teacher looks at pictures of one size, which cases have not; a stage has one or the other")
 
 
 @dataclass(frozen=True)
@@ -100,14 +107,25 @@ class Trainer:
         )  # fmt: skip
         self._stopping = False
         self.step, self.next_seed, self.elapsed_s = 0, 0, 0.0
-        self.accuracy = dict.fromkeys(QUESTION_KINDS, 0.0)  # teacher-forced, whole answers, decayed mean
+        self.accuracy = dict.fromkeys(ASKED, 0.0)  # teacher-forced, whole answers, decayed mean
         self.weights, self.weighed_at = self._weigh(), 0
         if (folder / checkpoint.FILE).is_file():
             tensors, state = checkpoint.load(folder)
+            self._check_budget(state)
             self.optimiser.restore(tensors)
             self.step, self.next_seed, self.elapsed_s = state["step"], state["next_seed"], state["elapsed_s"]
             self.accuracy |= state["accuracy"]
-            self.weights, self.weighed_at = state["weights"], state["weighed_at"]
+            self.weights |= state["weights"]
+            self.weighed_at = state["weighed_at"]
+
+    def _check_budget(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with pictures of another size: those of a first run of this recipe have no budget in their state."""
+        now, then = asdict(self.maker.budget), state.get("budget")
+        if then is not None and json.loads(json.dumps(now)) != then:
+            raise CheckpointError(
+                f"{self.folder} was trained with budgets of {then} vision tokens, but {now} were given; go on with the same "
+                "--edition and --image-tokens, or begin in another folder"
+            )
 
     def stage(self) -> Stage:
         """Return the stage the next step belongs to."""
@@ -137,7 +155,9 @@ class Trainer:
                         self.teacher = self._find_teacher(stage)
                         if self.teacher is None:
                             break
-                    feed = Feed(self.maker, stage.batch_size, self.next_seed, stage.mix, dict(self.weights))
+                    feed = Feed(
+                        self.maker, stage.batch_size, self.next_seed, stage.mix, dict(self.weights), stage.tokens
+                    )  # fmt: skip
                     batches = iter(feed)
                 started = time.perf_counter()
                 examples = next(batches)
@@ -146,7 +166,8 @@ class Trainer:
                 self.elapsed_s += time.perf_counter() - started
                 self.step += 1
                 self.next_seed += len(examples)
-                sums.add(metrics | {"wait_s": waited, "step_s": time.perf_counter() - started})
+                size = {"examples": len(examples), "tokens": sum(len(e.labels) for e in examples)}
+                sums.add(metrics | size | {"wait_s": waited, "step_s": time.perf_counter() - started})
                 if self.step % self.settings.log_every == 0:
                     self._log(sums.take(), stage)
                 if self.step % self.settings.save_every == 0:
@@ -165,7 +186,7 @@ class Trainer:
         state = {
             "step": self.step, "next_seed": self.next_seed, "elapsed_s": self.elapsed_s, "accuracy": self.accuracy,
             "weights": self.weights, "weighed_at": self.weighed_at,
-            "settings": asdict(self.settings),
+            "settings": asdict(self.settings), "budget": asdict(self.maker.budget),
         }  # fmt: skip
         checkpoint.save(self.folder, self.optimiser.tensors(), state)
 
@@ -180,12 +201,17 @@ class Trainer:
             feed.close()
 
     def _weigh(self) -> dict[str, float]:
-        """Ask most about what is answered worst."""
-        return {kind: (1.15 - self.accuracy[kind]) * EMPHASIS.get(kind, 1.0) for kind in QUESTION_KINDS}
+        """Ask most about what is answered worst: by kind of question, and of the second edition by kind of case."""
+        weights = {kind: (1.15 - self.accuracy[kind]) * EMPHASIS.get(kind, 1.0) for kind in QUESTION_KINDS}
+        for kind in CASE_KINDS:
+            weights[kind] = 1.15 - sum(self.accuracy[name] for name in CASE_QUESTIONS[kind]) / len(CASE_QUESTIONS[kind])
+        return weights
 
     def _train_step(self, examples: list[Example], stage: Stage) -> dict[str, float]:
-        # On a CPU the fused attention's backward pass is several times slower than plain products, at lengths like these.
-        with sdpa_kernel([SDPBackend.MATH]):
+        # On a CPU the fused attention's backward pass is several times slower than plain products at the lengths of the first
+        # edition. At those of the second it is not, and a step takes an eighth less.
+        fused = [SDPBackend.FLASH_ATTENTION] if stage.mix.cases else []
+        with sdpa_kernel([SDPBackend.MATH, *fused]):
             loss, metrics = self._losses(examples, stage)
             loss.backward()
         scale = schedule(self.step, self.settings.steps, self.settings.warmup)
@@ -198,7 +224,7 @@ class Trainer:
 
     def _losses(self, examples: list[Example], stage: Stage) -> tuple[Tensor, dict[str, float]]:
         self.lessons.listener.on = self.teacher is not None and bool(stage.teacher)
-        vision = self.model.encode(PatchBatch.pack([e.patches for e in examples], self.model.config.vision))
+        vision = self.model.encode(PatchBatch.pack([m for e in examples for m in e.media], self.model.config.vision))
         loss = torch.zeros(())
         metrics: dict[str, float] = {}
         if self.teacher is not None and stage.teacher:
@@ -240,15 +266,16 @@ class Trainer:
         turn = torch.from_numpy(np.concatenate(turns))[rows]
         whole = torch.ones(first).scatter_reduce(0, turn, right.float(), "amin").tolist()
         for kind, value in zip(kinds, whole, strict=True):
-            name = QUESTION_KINDS[kind]
+            name = ASKED[kind]
             self.accuracy[name] = 0.998 * self.accuracy[name] + 0.002 * value
 
     def _log(self, means: dict[str, float], stage: Stage) -> None:
         line: dict[str, Any] = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "items": self.next_seed}
         line |= {key: round(value, 4) for key, value in means.items()}
-        line["items_per_s"] = round(stage.batch_size / means["step_s"], 1)
+        line["items_per_s"] = round(means["examples"] / means["step_s"], 1)
         if stage.answers:
-            line["accuracy"] = {kind: round(value, 3) for kind, value in self.accuracy.items()}
+            names = ASKED if stage.mix.cases else QUESTION_KINDS
+            line["accuracy"] = {name: round(self.accuracy[name], 3) for name in names}
         with (self.folder / "metrics.jsonl").open("a") as f:
             f.write(json.dumps(line) + "\n")
         if sys.stderr.isatty():

@@ -22,6 +22,15 @@ VOCABULARY = 1024
 # box lies in a token an eighth of the picture wide, and two things are seldom seen by one token.
 BUDGET = Budget(image=(64, 100), clip=(8, 400))
 
+# The second edition writes smaller, on pages of 128 to 870 pixels a side: four of them are a tenth of the context.
+SECOND_BUDGET = Budget(image=(100, 256), clip=(8, 400))
+# How often each kind of the second edition is asked, beside what `Trainer` adds for those that are answered worst.
+SECOND_KINDS = (
+    ("receipt", 1.5), ("form", 0.7), ("table", 0.7), ("paragraph", 1.0), ("chart", 0.5), ("screen", 1.0), ("needle", 1.5),
+    ("emoji", 1.5), ("absent", 1.0), ("far", 0.4), ("pictures", 0.5), ("turns", 0.7), ("reasoned", 1.0), ("event", 1.0),
+    ("order", 1.0), ("glimpse", 0.5),
+)  # fmt: skip
+
 
 def tokenizer_texts(items: int = 3000) -> Iterator[str]:
     """Yield what the tokenizer is trained on: questions, answers and timestamps of the world's train split."""
@@ -93,8 +102,17 @@ def further_stages() -> list[Stage]:
     return [Stage(1.0, Mix(numbers, 0.12, counts=3), 16, answers=1.0, dense=1.0, evidence=1.5, vision=0.5)]
 
 
+def second_stages() -> list[Stage]:
+    """Return the curriculum that goes on from a checkpoint with both editions: three of four examples are of the second.
+
+    Batches are bounded by tokens, because a clip or four pictures are several times as long as a picture of the first edition.
+    """
+    (first,) = further_stages()
+    return [replace(first, mix=replace(first.mix, cases=0.75, case_kinds=SECOND_KINDS), tokens=3600)]
+
+
 def further_settings(steps: int) -> Settings:
-    """Return the settings for `further_stages`: lower rates, or the first steps undo much of what was learned."""
+    """Return the settings for a checkpoint that goes on: lower rates, or the first steps undo much of what was learned."""
     return Settings(steps, lr=6e-4, muon_lr=0.004)
 
 

@@ -1,6 +1,6 @@
 """Generated pictures and clips with exact ground truth, for training and for measuring."""
 
-from foveal.world.cases import CASE_KINDS, Case, make
+from foveal.world.cases import CASE_KINDS, CASE_QUESTIONS, Case, full_name, make
 from foveal.world.clips import save_clip
 from foveal.world.difficulty import (
     CLIP_KINDS,
@@ -20,6 +20,7 @@ from foveal.world.stamps import CHAR_CLASSES
 
 __all__ = [
     "CASE_KINDS",
+    "CASE_QUESTIONS",
     "CHAR_CLASSES",
     "CLIP_KINDS",
     "COLOUR_CLASSES",
@@ -35,6 +36,7 @@ __all__ = [
     "Question",
     "cell_labels",
     "clip_item",
+    "full_name",
     "list_f1",
     "make",
     "picture_item",

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveal.errors import ConfigError
 from foveal.world.items import Item
-from foveal.world.kinds import KINDS
+from foveal.world.kinds import KINDS, QUESTIONS
 from foveal.world.questions import Question
 from foveal.world.scene import generator
 from foveal.world.splits import material
@@ -44,7 +44,16 @@ class Case:
         return out
 
 
+def full_name(kind: str, asked: str) -> str:
+    """Name a kind of question together with the kind of case it is about, which its own name may say already."""
+    return asked if asked.startswith(f"{kind}_") else f"{kind}_{asked}"
+
+
 CASE_KINDS: tuple[str, ...] = tuple(KINDS)
+CASE_QUESTIONS: dict[str, tuple[str, ...]] = {
+    kind: tuple(full_name(kind, asked) for asked in QUESTIONS[kind]) for kind in KINDS
+}
+"""The full names of the questions that each kind of case may ask."""
 
 
 def make(kind: str, seed: int, split: str = "train") -> Case:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from foveal.config import ModelConfig
-from foveal.train.data import IGNORE, NO_BOX, ExampleMaker, Feed, Mix, make_item
+from foveal.train.cells import NO_BOX
+from foveal.train.data import IGNORE, ExampleMaker, Feed, Mix, make_item
 from foveal.world import CHAR_CLASSES, CLIP_KINDS, KIND_CLASSES, QUESTION_KINDS, Difficulty, clip_item, picture_item
 from foveal.world.phrases import plural
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from foveal.config import ModelConfig
-from foveal.errors import CheckpointError
+from foveal.errors import CheckpointError, ConfigError
 from foveal.generate import Pipeline
 from foveal.model import Qwen3VL
 from foveal.train import checkpoint, teacher
 from foveal.train.data import ExampleMaker, Mix
 from foveal.train.loop import Settings, Stage, Trainer
 from foveal.train.optimiser import schedule
-from foveal.world import EASY
+from foveal.world import EASY, QUESTION_KINDS
 
 Tiny = tuple[ModelConfig, ExampleMaker]
 
@@ -148,8 +148,64 @@ def test_export_is_a_whole_checkpoint(tmp_path: Path) -> None:
     mini.folder_tokenizer(later)
     checkpoint.save(later, {name: 3 * p for name, p in masters.items()}, {})
     export([run, later], tmp_path / "mean")
+    checkpoint.save(later, {name: 3 * p for name, p in masters.items()}, {"budget": asdict(mini.SECOND_BUDGET)})
+    export([later], tmp_path / "second")
+    assert Pipeline.load(tmp_path / "second").processor.budget == mini.SECOND_BUDGET
     for name, p in Pipeline.load(tmp_path / "mean").model.named_parameters():
         assert torch.equal(p, (2 * masters[f"master.{name}"]).half().float()), name
     (later / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="another tokenizer"):
         export([run, later], tmp_path / "none")
+
+
+def _second(tiny: Tiny, folder: Path, steps: int, **changes: Any) -> Trainer:
+    """A trainer whose only stage is of both editions, in batches bounded by tokens."""
+    trainer = _trainer(tiny, folder, steps, **changes)
+    kinds = (("needle", 1.0), ("turns", 1.0), ("pictures", 1.0), ("reasoned", 1.0), ("event", 1.0))
+    mix = Mix(EASY, 0.3, cases=0.7, case_kinds=kinds)
+    trainer.stages = [Stage(1.0, mix, 8, answers=1.0, dense=0.5, evidence=0.2, tokens=900)]
+    return trainer
+
+
+def test_both_editions_resume_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
+    whole = _second(tiny, tmp_path / "whole", 4)
+    whole.run()
+    assert whole.next_seed > 4 and whole.accuracy.keys() > set(QUESTION_KINDS)
+    for stop in (1, 3, 4):
+        part = _second(tiny, tmp_path / "parts", 4)
+        step = part._train_step
+
+        def until(examples: object, stage: object, part: Trainer = part, step: object = step, stop: int = stop) -> object:
+            if part.step + 1 == stop:
+                part.stop()
+            return step(examples, stage)  # type: ignore[operator]
+
+        part._train_step = until  # type: ignore[method-assign, assignment]
+        part.run()
+        assert part.step == stop
+    assert part.next_seed == whole.next_seed and part.accuracy == whole.accuracy
+    for name, weight in whole.optimiser.masters.items():
+        assert torch.equal(weight, part.optimiser.masters[name]), name
+
+
+def test_both_editions_are_learned(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _second(tiny, tmp_path, 24, lr=3e-3, log_every=4)
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for loss in ("loss", "dense", "evidence"):
+        assert lines[-1][loss] < 0.9 * lines[0][loss], loss
+    assert set(lines[0]["accuracy"]) > {"colour", "needle_code", "turns_find", "event_appear_time"}
+    assert all(0 < line["tokens"] <= 900 and 1 <= line["examples"] <= 8 for line in lines)
+
+
+def test_a_teacher_and_cases_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match="pictures of one size"):
+        Stage(1.0, Mix(EASY, cases=0.5), 2, answers=1.0, dense=1.0, teacher=1.0)
+
+
+def test_a_run_goes_on_with_its_own_budget(tiny: Tiny, tmp_path: Path) -> None:
+    config, maker = tiny
+    _trainer(tiny, tmp_path).save()
+    other = ExampleMaker(config, maker.tokenizer, maker.template, replace(maker.budget, image=(9, 101)))
+    with pytest.raises(CheckpointError, match=r"'image': \[9, 100\].*\(9, 101\).*begin in another folder"):
+        _trainer((config, other), tmp_path)

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from foveal.errors import ConfigError
-from foveal.world import CASE_KINDS, Case, Difficulty, Item, Question, clip_item, make, picture_item, score
+from foveal.world import (
+    CASE_KINDS,
+    CASE_QUESTIONS,
+    Case,
+    Difficulty,
+    Item,
+    Question,
+    clip_item,
+    full_name,
+    make,
+    picture_item,
+    score,
+)
 from foveal.world.clips import Clip
 from foveal.world.difficulty import WORDS
 from foveal.world.emoji import EMOJI, EMOJI_FACE
@@ -274,6 +286,26 @@ def test_several_pictures() -> None:
         x1, y1, x2, y2 = question.boxes[0]
         assert x1 <= columns.min() and columns.max() < x2 and y1 <= rows.min() and rows.max() < y2
         assert [t.kind for t in case.items[1].things].count(question.answer) == 1
+
+
+def test_questions_are_of_the_kinds_that_are_listed() -> None:
+    for kind in CASE_KINDS:
+        drawn = {full_name(kind, q.kind) for split in ("train", "test") for case in CASES[kind, split] for q in case.questions}
+        assert drawn <= set(CASE_QUESTIONS[kind]) and all(name.startswith(f"{kind}_") for name in CASE_QUESTIONS[kind])
+        more = (q for seed in range(12, 60) for q in make(kind, seed).questions)
+        assert drawn | {full_name(kind, q.kind) for q in more} >= set(CASE_QUESTIONS[kind]) - {"screen_below"}
+    assert "screen_below" in {q.kind for case in CASES["screen", "test"] for q in case.questions}  # buttons at the side
+
+
+def test_names_are_in_the_question_and_no_more_than_boxes() -> None:
+    for case in everything():
+        for question in case.questions:
+            assert all(name.lower() in question.question.lower() for name in question.names), question
+            assert len(question.names) <= max(1, len(question.boxes))
+    for _, question in asked("chart_difference"):
+        assert len(question.names) == 2
+    for _, question in asked("absent_list"):
+        assert not question.names
 
 
 def test_second_turns() -> None:

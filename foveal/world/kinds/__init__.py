@@ -33,3 +33,23 @@ KINDS: dict[str, Callable[[np.random.Generator, Material], Made]] = {
     "order": order,
     "glimpse": glimpse,
 }
+
+# The kinds of questions that each may ask.
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "receipt": ("receipt_total", "receipt_price", "receipt_shop", "receipt_date", "receipt_quantity"),
+    "form": ("form_value", "ticked"),
+    "table": ("table_cell", "table_extreme", "table_name"),
+    "paragraph": ("paragraph_title", "paragraph_after", "paragraph_line", "paragraph_marked"),
+    "chart": ("chart_value", "chart_extreme", "chart_difference", "chart_above"),
+    "screen": ("screen_find", "screen_value", "screen_beside", "screen_below", "ticked", "screen_title"),
+    "needle": ("needle_code", "needle_key"),
+    "emoji": ("emoji_name", "emoji_colour", "emoji_find", "emoji_only"),
+    "absent": ("absent_one", "absent_list"),
+    "far": ("far_number", "far_same", "far_colour"),
+    "pictures": ("pictures_which", "pictures_count", "pictures_changed", "pictures_colour"),
+    "turns": ("turns_first", "turns_find", "turns_nearest", "turns_others"),
+    "reasoned": ("reasoned_count",),
+    "event": ("appear_time", "vanish_time", "moves"),
+    "order": ("order_list", "order_last"),
+    "glimpse": ("glimpse_code", "glimpse_time"),
+}

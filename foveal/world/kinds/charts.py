@@ -80,7 +80,7 @@ def chart(rng: np.random.Generator, material: Material) -> Made:
     ]  # fmt: skip
     if all(abs(value - limit) > 0.03 * top for value in values):
         above = [i for i, value in enumerate(values) if value > limit]
-        found.append(ask(rng, "chart_above", str(len(above)), item, *([marks[i]] for i in above), a=str(limit)))
+        found.append(ask(rng, "chart_above", str(len(above)), item, *([marks[i]] for i in above), named=False, a=str(limit)))
     return (item,), (found[0], *some(rng, found[1:], 2))
 
 

@@ -137,7 +137,7 @@ def absent(rng: np.random.Generator, material: Material) -> Made:
     asked = some(rng, asked, len(asked))
     answer = ", ".join(kind for kind in asked if kind not in shown) or "none"
     seen = [[i] for i, thing in enumerate(scene.things) if thing.kind in asked]
-    found.append(ask(rng, "absent_list", answer, item, *seen, a=", ".join(asked)))
+    found.append(ask(rng, "absent_list", answer, item, *seen, named=False, a=", ".join(asked)))
     return (item,), tuple(found)
 
 

@@ -56,11 +56,15 @@ def date(rng: np.random.Generator) -> str:
 
 def ask(
     rng: np.random.Generator, kind: str, answer: str, item: Item, *evidence: Sequence[int], tolerance: float = 0.0,
-    thinking: str = "", **names: str,
+    thinking: str = "", named: bool = True, **names: str,
 ) -> Question:  # fmt: skip
-    """Put a question about one picture; each group of things, given by their numbers, is a box of evidence."""
+    """Put a question about one picture; each group of things, given by their numbers, is a box of evidence.
+
+    `names` fill the question in, and are what it calls the first boxes, unless there are fewer boxes or it is not `named` so.
+    """
     boxes = tuple(union([item.things[number].box for number in group]) for group in evidence)
-    return Question(kind, say(rng, kind, **names), answer, boxes, thinking=thinking, tolerance=tolerance)
+    called = tuple(names.values()) if named and len(names) <= len(boxes) else ()
+    return Question(kind, say(rng, kind, **names), answer, boxes, names=called, thinking=thinking, tolerance=tolerance)
 
 
 def value(rng: np.random.Generator, rule: str, material: Material) -> str:
