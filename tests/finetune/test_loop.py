@@ -42,7 +42,7 @@ def tuner(checkpoint: Path, reader: SampleReader, write: Write, tmp_path: Path) 
             "plot": False,
             "save_every": 100,
         }
-        settings = TuneSettings(output=tmp_path / name, data=(str(file),), **fast | changes)
+        settings = TuneSettings(output=tmp_path / name, **{"data": (str(file),)} | fast | changes)
         reasons: list[str] = []
         made = Tuner(load_model(checkpoint, dtype=settings.dtype), reader, settings, notify=reasons.append)
         made.reasons = reasons  # type: ignore[attr-defined]
@@ -177,6 +177,37 @@ def test_what_is_not_finite_stops_the_run(tuner: NewTuner) -> None:
     with pytest.raises(DivergenceError, match=r"step 0: the gradient norm is (inf|nan); .* there is no checkpoint yet"):
         endless.run()
     assert all(torch.equal(weight, before[name]) for name, weight in _weights(endless.model).items())
+
+
+def test_an_evaluation_that_is_not_finite_leaves_the_last_good_state(tuner: NewTuner) -> None:
+    data = str(tuner().sources[0].options.path)
+    run = tuner(steps=4, save_every=1, eval=(data,), eval_every=2)
+
+    def spoil(share: float, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 2:
+            with torch.no_grad():
+                run.model.language_model.norm.weight.fill_(float("nan"))
+
+    run.progress = spoil
+    says = r"step 2: the evaluation loss is nan; .*; the last good checkpoint, of step 1, is .*step-1; lower the learning rates"
+    with pytest.raises(DivergenceError, match=says):
+        run.run()
+    newest = state_files.newest(run.settings.output)
+    assert newest is not None and newest.name == "step-1"
+    assert "NaN" not in run.log.file.read_text()
+
+
+def test_a_run_whose_data_lies_elsewhere_is_gone_on_with(
+    tuner: NewTuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tuner(steps=3)
+    first.progress = lambda share, metrics: first.stop()
+    assert not first.run()
+    monkeypatch.chdir(tmp_path)
+    again = tuner(steps=3, data=("data.jsonl",))
+    assert again.step == 1 and again.run()
+    with pytest.raises(ConfigError, match=r"the data has changed since"):
+        tuner(steps=3, data=("data.jsonl%50",))
 
 
 def test_a_loss_that_runs_away_stops_the_run(tuner: NewTuner) -> None:
