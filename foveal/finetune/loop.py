@@ -229,14 +229,13 @@ class Tuner:
 
     def _where(self, what: str, packed: Sequence[Packed]) -> str:
         places = [str(sample.place) for batch in packed for sample in batch.samples]
-        shown = "the batch was " + ", ".join(places[:16]) + (f" and {len(places) - 16} more" if len(places) > 16 else "")
-        if not places:
-            shown = "every batch before was learned without a sign of it"
+        shown = ", ".join(places[:16]) + (f" and {len(places) - 16} more" if len(places) > 16 else "")
+        batch = f"the batch was {shown}; " if places else ""  # an evaluation has none
         good = "there is no checkpoint yet"
         if self.saved_step is not None:
             folder = state.place(self.settings.output, self.saved_step)
             good = f"the last good checkpoint, of step {self.saved_step}, is {folder}"
-        return f"step {self.step}: {what}; {shown}; {good}; lower the learning rates, or look at the data"
+        return f"step {self.step}: {what}; {batch}{good}; lower the learning rates, or look at the data"
 
     def _record(self, packed: Sequence[Packed], metrics: dict[str, Any], seconds: float) -> None:
         samples = [sample for batch in packed for sample in batch.samples]

@@ -32,6 +32,10 @@ def new_tuner(
     directory = model_folder(settings.model)
     if settings.output.resolve() == directory.resolve():
         raise ConfigError(f"output is {settings.output}, the checkpoint itself; name another folder")
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # now, not after the first hundred steps
+        raise ConfigError(f"output {settings.output} cannot be made a folder: {error.strerror}; name another") from None
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     # What will be kept in 8 bits is mapped as it is until then.

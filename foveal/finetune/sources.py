@@ -144,7 +144,8 @@ def _is_array(path: Path) -> bool:
 
 
 def _index_lines(path: Path) -> list[tuple[int, tuple[int, int]]]:
-    found, at = [], 0
+    found: list[tuple[int, tuple[int, int]]] = []
+    at = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             start = at + (3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0)

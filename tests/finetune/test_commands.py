@@ -140,3 +140,13 @@ def test_the_legend_hides_no_bar() -> None:
     figure.canvas.draw()
     (legend,) = figure.legends
     assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
+
+
+def test_an_output_that_cannot_be_a_folder_is_said_before_training(
+    run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path
+) -> None:
+    write(mixed(6))
+    (tmp_path / "run").write_text("a file")
+    done = run_foveal("train", _config(tmp_path, checkpoint))
+    assert done.code == 2 and "cannot be made a folder: File exists; name another" in done.err
+    assert "weights learn" not in done.err

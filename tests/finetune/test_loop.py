@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from foveal.errors import ConfigError, DataError, DivergenceError
+from foveal.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from foveal.finetune import state as state_files
 from foveal.finetune.loop import Tuner
 from foveal.finetune.prepare import PARTS, part_of
@@ -274,6 +275,25 @@ def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
         assert len(tensors) == 8
         assert all(torch.equal(t, torch.full((200_000,), float(run["step"]))) for t in tensors.values())
         first = run["step"] + 1
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: writes fail as they do there."""
+    state_files.save(tmp_path, 1, {"a": torch.ones(8)}, {"step": 1}, True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"state/step-2 could not be written: .*; the state before it, if any, is whole"
+        ):
+            state_files.save(tmp_path, 2, {"a": torch.ones(100_000)}, {"step": 2}, True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept = state_files.newest(tmp_path)
+    assert kept is not None and state_files.read_run(kept) == {"step": 1}
+    held = {"a": torch.zeros(8)}
+    state_files.load(kept, held)
+    assert torch.equal(held["a"], torch.ones(8))
 
 
 def test_the_picture_of_a_run(tuner: NewTuner) -> None:

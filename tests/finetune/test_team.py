@@ -97,25 +97,34 @@ def test_two_processes_learn_what_one_does(folder: Path, case: str) -> None:
 
 
 def test_divided_products_give_the_gradients_of_whole_ones(folder: Path) -> None:
-    """Adam divides a gradient by its own size, so rounding in one near zero becomes a whole step: gradients are compared."""
+    """The difference is rounding: one unit in the last place of the weights, in one process, moves the gradients further.
+
+    Measured, of a weight's largest gradient, in the worst weight: 2.2e-5 by dividing, 4e-5 to 7e-5 by that unit. Adam divides
+    a gradient by its own size, so one near zero may differ by a good part of a step: 1.4e-4 after a single one of 1e-3.
+    """
     case = "tensor-gradients"
-    one = new_tuner(settings(case, folder, folder / "one", tensor_parallel=1))
-    one.run()
+
+    def gradients(output: str, seed: int | None = None) -> dict[str, torch.Tensor]:
+        run = new_tuner(settings(case, folder, folder / output, tensor_parallel=1))
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for weight in run.model.parameters():
+                    weight.mul_(1 + torch.randint(-1, 2, weight.shape, generator=generator) * 2.0**-23)
+        run.run()
+        return {name: moment for name, moment in run.optimiser.tensors().items() if name.startswith("exp_avg.")}
+
+    def apart(found: dict[str, torch.Tensor]) -> float:
+        return max(((found[name] - whole).abs().max() / whole.abs().max()).item() for name, whole in one.items())
+
+    one = gradients("one")
     saved = state.newest(folder / "two" / case)
     assert saved is not None
-    found = {name: torch.zeros_like(value) for name, value in one.optimiser.tensors().items()}
-    state.load(saved, found)
-    worst = {}
-    for name, value in one.optimiser.tensors().items():
-        if name.startswith("exp_avg."):
-            assert value.abs().max() > 0, name
-            worst[name] = ((found[name] - value).abs().max() / value.abs().max()).item()
-    print(
-        f"\ngradients of two against one: {max(worst.values()):.1e} of the largest of a weight, in {max(worst, key=lambda n: worst[n])}"
-    )
-    moved = max((found[f"master.{name}"] - one.optimiser.masters[name]).abs().max().item() for name in one.optimiser.masters)
-    print(f"and weights, after one step of 1e-3: {moved:.1e}")
-    assert max(worst.values()) < 1e-5
+    two = {name: torch.zeros_like(whole) for name, whole in one.items()}
+    state.load(saved, two)
+    by_dividing, by_rounding = apart(two), apart(gradients("rounded", seed=1))
+    print(f"\ngradients, of the largest of a weight: {by_dividing:.1e} by dividing, {by_rounding:.1e} by a last place")
+    assert 0 < by_dividing < 2 * by_rounding < 4e-4
 
 
 def test_each_process_holds_its_part(folder: Path) -> None:
