@@ -92,7 +92,7 @@ def _stopped_by_signals(tuner: Any) -> Iterator[None]:
 
 
 class _Bar:
-    """A progress bar on a terminal's stderr; nothing anywhere else."""
+    """A progress bar on a terminal's stderr; anywhere else, a line for each evaluation."""
 
     def __init__(self, shown: bool) -> None:
         self._console, self._shown = show.error_console(), shown
@@ -119,11 +119,13 @@ class _Bar:
             self._bar.update(self._task, description=what)
 
     def __call__(self, share: float, line: dict[str, Any]) -> None:
-        """Show a step or an evaluation."""
-        if self._bar is None:
-            return
+        """Show a step, and say an evaluation, where there is no bar too: a log of hours should tell what was learned."""
         if "eval_loss" in line:
-            self._bar.console.print(f"step {line['step']}: evaluation loss {line['eval_loss']:.4f}")
-        else:
+            said = f"step {line['step']}: evaluation loss {line['eval_loss']:.4f}"
+            if self._bar is None:
+                session.note(said)
+            else:
+                self._bar.console.print(said)
+        elif self._bar is not None:
             what = f"step {line['step']}  loss {line['loss']:.3f}  {line['tokens_per_s']:,.0f} tokens/s"
             self._bar.update(self._task, description=what, completed=share)

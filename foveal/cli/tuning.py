@@ -50,11 +50,11 @@ def merge(
     adapter: Annotated[Path, Parameter(help="Folder with adapter_config.json and adapter_model.safetensors.")],
     output: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
     *,
-    model: Model = None,
+    model: Annotated[str | None, Parameter(name=["--model", "-m"], help="The adapter's own model by default.")] = None,
 ) -> None:
     """Write a checkpoint with a LoRA adapter merged into its weights.
 
-    foveal merge runs/receipts/adapter receipts-2b -m 2B
+    foveal merge runs/receipts/adapter receipts-2b
     """
     from foveal.cli.train import run_merge
 

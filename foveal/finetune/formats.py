@@ -171,6 +171,15 @@ def _check_roles(messages: Sequence[Mapping[str, Any]]) -> None:
         raise DataError(
             f"the messages are from {', '.join(dict.fromkeys(roles))}; without an assistant's there is nothing to learn"
         )
+    for i, message in enumerate(messages):
+        content = message.get("content")
+        said = (
+            (content if isinstance(content, str) else "?").strip()
+            or message.get("tool_calls")
+            or message.get("reasoning_content")
+        )
+        if message["role"] == "assistant" and not said:
+            raise DataError(f"message {i + 1} is the assistant's and says nothing; a model would learn to be silent")
     if roles[-1] != "assistant":
         raise DataError(
             f"the last of {len(roles)} messages is from the {roles[-1]}, and nobody answers it; end with the assistant"

@@ -230,11 +230,12 @@ class Tuner:
     def _where(self, what: str, packed: Sequence[Packed]) -> str:
         places = [str(sample.place) for batch in packed for sample in batch.samples]
         shown = ", ".join(places[:16]) + (f" and {len(places) - 16} more" if len(places) > 16 else "")
+        batch = f"the batch was {shown}; " if places else ""  # an evaluation has none
         good = "there is no checkpoint yet"
         if self.saved_step is not None:
             folder = state.place(self.settings.output, self.saved_step)
             good = f"the last good checkpoint, of step {self.saved_step}, is {folder}"
-        return f"step {self.step}: {what}; the batch was {shown}; {good}"
+        return f"step {self.step}: {what}; {batch}{good}; lower the learning rates, or look at the data"
 
     def _record(self, packed: Sequence[Packed], metrics: dict[str, Any], seconds: float) -> None:
         samples = [sample for batch in packed for sample in batch.samples]
@@ -251,6 +252,7 @@ class Tuner:
     def _evaluate(self) -> None:
         started = time.perf_counter()
         loss = self.evaluate()
+        self._require_finite(loss, "evaluation loss", [])  # before such weights take the place of the last good ones
         line = {"step": self.step, "eval_loss": loss, "eval_s": round(time.perf_counter() - started, 2)}
         self.log.add(line)
         if self.team.leads:
@@ -283,7 +285,12 @@ def _dropout_seed(seed: int, step: int, batch: int) -> int:
 
 
 def _fingerprint(source: Source) -> dict[str, Any]:
-    return {"records": len(source), "bytes": source.options.path.stat().st_size}
+    """Say what an epoch takes of which file; not where that lies, since a run may be moved or started from elsewhere."""
+    options = source.options
+    return {
+        "file": options.path.name, "share": options.share, "weight": options.weight, "records": len(source),
+        "bytes": options.path.stat().st_size,
+    }  # fmt: skip
 
 
 def _require_same(run: dict[str, Any], settings: dict[str, Any], data: list[dict[str, Any]], path: Path) -> None:

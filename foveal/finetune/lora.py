@@ -231,6 +231,14 @@ def save_adapter(tensors: Mapping[str, Tensor], folder: Path, settings: LoraSett
         part.replace(folder / name)
 
 
+def base_of(folder: Path) -> str | None:
+    """Return the name of the model that an adapter says it was trained on; None for the embedded one. Raise CheckpointError."""
+    base = _read_config(folder).get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise CheckpointError(f"{folder / CONFIG} has base_model_name_or_path = {base!r}; expected a name or a folder")
+    return base or None
+
+
 def load_adapter(model: Qwen3VL, folder: str | Path) -> list[str]:
     """Put the adapter of a folder on a model, ours or one that PEFT wrote; return the names of the adapted Linears.
 

@@ -38,7 +38,7 @@ def draw_lengths(figure: Any, lengths: Sequence[int], learned: Sequence[int], li
     if limit is not None and limit <= 1.5 * longest:
         axes.axvline(limit, color=INK, lw=1, ls=":", label=f"at most {limit:,}")
     axes.set(xlabel="tokens of a sample", ylabel="samples", title=f"{len(lengths):,} samples")
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)  # bars may stand in any corner
     axes.spines[["top", "right"]].set_visible(False)
 
 

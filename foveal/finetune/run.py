@@ -11,7 +11,7 @@ import torch
 from foveal.config import ModelConfig
 from foveal.errors import CheckpointError, ConfigError
 from foveal.finetune.loop import Tuner
-from foveal.finetune.lora import is_adapter, load_adapter, merge_adapters, put_on, save_adapter
+from foveal.finetune.lora import base_of, is_adapter, load_adapter, merge_adapters, put_on, save_adapter
 from foveal.finetune.samples import reader_of
 from foveal.finetune.settings import TuneSettings
 from foveal.finetune.team import Team
@@ -32,6 +32,10 @@ def new_tuner(
     directory = model_folder(settings.model)
     if settings.output.resolve() == directory.resolve():
         raise ConfigError(f"output is {settings.output}, the checkpoint itself; name another folder")
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # now, not after the first hundred steps
+        raise ConfigError(f"output {settings.output} cannot be made a folder: {error.strerror}; name another") from None
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     # What will be kept in 8 bits is mapped as it is until then.
@@ -74,8 +78,11 @@ def write_result(tuner: Tuner) -> list[Path]:
 
 
 def merge_into(adapter: Path, output: Path, name: str | None) -> int:
-    """Write the checkpoint `name` with an adapter merged into its weights; return how many Linears it changed."""
-    directory = model_folder(name)
+    """Write a checkpoint with an adapter merged into its weights; return how many Linears it changed.
+
+    name: the checkpoint; None is the one the adapter says it was trained on, or the embedded one if it names none.
+    """
+    directory = model_folder(base_of(adapter) if name is None else name)
     if output.exists() and any(output.iterdir()):
         raise CheckpointError(f"{output} exists and is not empty; name another folder")
     config = ModelConfig.from_file(directory)

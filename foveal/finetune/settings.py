@@ -15,10 +15,10 @@ from foveal.finetune.sources import SourceOptions
 from foveal.finetune.track import Kind
 
 Norm = Literal["token", "sample", "sqrt"]
-# What may change between two sittings of one run: none of it moves a weight.
+# What may change between two sittings of one run: none of it moves a weight. Of data, the state keeps what was read instead.
 FREE = (
-    "save_every", "log_every", "workers", "threads", "plot", "merge", "eval", "eval_every", "skip_bad", "divergence",
-    "tensor_parallel", "track",
+    "data", "sources", "save_every", "log_every", "workers", "threads", "plot", "merge", "eval", "eval_every", "skip_bad",
+    "divergence", "tensor_parallel", "track",
 )  # fmt: skip
 
 
@@ -136,7 +136,10 @@ class TuneSettings:
 
     def same_run(self) -> dict[str, Any]:
         """Return, as JSON values, what must not change between two sittings."""
-        return {name: _plain(value) for name, value in asdict(self).items() if name not in FREE and name != "output"}
+        kept = {name: _plain(value) for name, value in asdict(self).items() if name not in FREE and name != "output"}
+        if self.model is not None and Path(self.model).is_dir():
+            kept["model"] = str(Path(self.model).resolve())
+        return kept
 
 
 def read_settings(file: Path | None, changes: Mapping[str, Any] | None = None, assignments: Iterable[str] = ()) -> TuneSettings:

@@ -70,7 +70,9 @@ class Source:
             file.seek(start)
             raw = file.read(stop - start)
         try:
-            return json.loads(raw)
+            return json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.place(index)}: not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.place(index)}: not valid JSON: {_reason(error)}") from None
 
@@ -142,12 +144,18 @@ def _is_array(path: Path) -> bool:
 
 
 def _index_lines(path: Path) -> list[tuple[int, tuple[int, int]]]:
-    found, at = [], 0
+    found: list[tuple[int, tuple[int, int]]] = []
+    at = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             start = at + (3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0)
             at += len(line)
             if line.strip():
+                if not found and line.removeprefix(b"\xef\xbb\xbf").strip() in (b"{", b"["):
+                    raise DataError(
+                        f"{path}:{number}: JSON laid out over several lines; put one record on each line, or name a .json file "
+                        "that holds a list of records"
+                    )
                 found.append((number, (start, at)))
     return found
 

@@ -35,14 +35,24 @@ def newest(output: Path) -> Path | None:
 
 
 def save(output: Path, step: int, tensors: Mapping[str, Tensor], run: Mapping[str, Any], leads: bool) -> Path:
-    """Write a state; all processes take part, and the one that leads moves it into place. Return its folder."""
+    """Write a state; all processes take part, and the one that leads moves it into place. Return its folder.
+
+    Raise CheckpointError, and leave the state before, when it cannot be written.
+    """
     target = place(output, step)
     part = target.with_name(target.name + _PART)
     if leads:
         for left in (output / FOLDER).glob(f"*{_PART}"):
             shutil.rmtree(left)
-    with _alone_is_fine():
-        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part))
+    try:
+        with _alone_is_fine():
+            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part))
+    except dcp.CheckpointException as error:  # no Exception by birth, and most of it is a traceback
+        why = "; ".join(dict.fromkeys(str(failure[0]).split("\n")[0] for failure in error.failures.values()))
+        raise CheckpointError(
+            f"{target} could not be written: {why}; the state before it, if any, is whole: free some space, and the same "
+            "command goes on from there"
+        ) from None
     if leads:
         (part / RUN).write_text(json.dumps(run), encoding="utf-8")
         part.replace(target)

@@ -120,3 +120,33 @@ def test_settings_from_a_file_and_on_top(tmp_path: Path) -> None:
 
 def test_the_embedded_model_is_the_default() -> None:
     assert (model_folder(None) / "model.safetensors").is_file()
+
+
+def test_an_adapter_is_merged_into_the_model_it_names(run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path) -> None:
+    write(mixed(6))
+    config = _config(tmp_path, checkpoint, 'eval = ["data.jsonl"]\n[lora]\nrank = 2\ntarget = ["q_proj"]\n')
+    done = run_foveal("train", config)
+    assert done.code == 0 and "step 2: evaluation loss" in done.err  # without a terminal, too
+    done = run_foveal("merge", tmp_path / "run" / "adapter", tmp_path / "merged")
+    assert done.code == 0 and "5 weights changed" in done.err
+    assert load_model(tmp_path / "merged").config == load_model(checkpoint).config
+
+
+def test_the_legend_hides_no_bar() -> None:
+    from foveal.finetune import plots
+
+    figure = plots.new_figure(6.4, 3.6)
+    plots.draw_lengths(figure, [86] * 24 + [130] * 14, [5] * 38)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
+
+
+def test_an_output_that_cannot_be_a_folder_is_said_before_training(
+    run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path
+) -> None:
+    write(mixed(6))
+    (tmp_path / "run").write_text("a file")
+    done = run_foveal("train", _config(tmp_path, checkpoint))
+    assert done.code == 2 and "cannot be made a folder: File exists; name another" in done.err
+    assert "weights learn" not in done.err

@@ -101,3 +101,9 @@ def test_what_cannot_be_used(record: Any, says: str) -> None:
 def test_errors_are_about_data() -> None:
     with pytest.raises(DataError):
         read_record({}, ROOT)
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_answer_of_nothing_is_a_bad_line(answer: str) -> None:
+    with pytest.raises(DataError, match=r"message 2 is the assistant's and says nothing"):
+        read_record({"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": answer}]}, ROOT)

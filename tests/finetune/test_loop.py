@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from foveal.errors import ConfigError, DataError, DivergenceError
+from foveal.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from foveal.finetune import state as state_files
 from foveal.finetune.loop import Tuner
 from foveal.finetune.prepare import PARTS, part_of
@@ -42,7 +43,7 @@ def tuner(checkpoint: Path, reader: SampleReader, write: Write, tmp_path: Path) 
             "plot": False,
             "save_every": 100,
         }
-        settings = TuneSettings(output=tmp_path / name, data=(str(file),), **fast | changes)
+        settings = TuneSettings(output=tmp_path / name, **{"data": (str(file),)} | fast | changes)
         reasons: list[str] = []
         made = Tuner(load_model(checkpoint, dtype=settings.dtype), reader, settings, notify=reasons.append)
         made.reasons = reasons  # type: ignore[attr-defined]
@@ -179,6 +180,37 @@ def test_what_is_not_finite_stops_the_run(tuner: NewTuner) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in _weights(endless.model).items())
 
 
+def test_an_evaluation_that_is_not_finite_leaves_the_last_good_state(tuner: NewTuner) -> None:
+    data = str(tuner().sources[0].options.path)
+    run = tuner(steps=4, save_every=1, eval=(data,), eval_every=2)
+
+    def spoil(share: float, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 2:
+            with torch.no_grad():
+                run.model.language_model.norm.weight.fill_(float("nan"))
+
+    run.progress = spoil
+    says = r"step 2: the evaluation loss is nan; .*; the last good checkpoint, of step 1, is .*step-1; lower the learning rates"
+    with pytest.raises(DivergenceError, match=says):
+        run.run()
+    newest = state_files.newest(run.settings.output)
+    assert newest is not None and newest.name == "step-1"
+    assert "NaN" not in run.log.file.read_text()
+
+
+def test_a_run_whose_data_lies_elsewhere_is_gone_on_with(
+    tuner: NewTuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tuner(steps=3)
+    first.progress = lambda share, metrics: first.stop()
+    assert not first.run()
+    monkeypatch.chdir(tmp_path)
+    again = tuner(steps=3, data=("data.jsonl",))
+    assert again.step == 1 and again.run()
+    with pytest.raises(ConfigError, match=r"the data has changed since"):
+        tuner(steps=3, data=("data.jsonl%50",))
+
+
 def test_a_loss_that_runs_away_stops_the_run(tuner: NewTuner) -> None:
     with pytest.raises(DivergenceError, match=r"step \d+: the mean loss is .* and was "):
         tuner(steps=60, language=30.0, warmup=0.5, divergence=1.0).run()
@@ -243,6 +275,25 @@ def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
         assert len(tensors) == 8
         assert all(torch.equal(t, torch.full((200_000,), float(run["step"]))) for t in tensors.values())
         first = run["step"] + 1
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: writes fail as they do there."""
+    state_files.save(tmp_path, 1, {"a": torch.ones(8)}, {"step": 1}, True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"state/step-2 could not be written: .*; the state before it, if any, is whole"
+        ):
+            state_files.save(tmp_path, 2, {"a": torch.ones(100_000)}, {"step": 2}, True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept = state_files.newest(tmp_path)
+    assert kept is not None and state_files.read_run(kept) == {"step": 1}
+    held = {"a": torch.zeros(8)}
+    state_files.load(kept, held)
+    assert torch.equal(held["a"], torch.ones(8))
 
 
 def test_the_picture_of_a_run(tuner: NewTuner) -> None:

@@ -61,6 +61,8 @@ def test_lines_of_json_without_the_suffix(tmp_path: Path) -> None:
         ("a.json", '[{"a": 1},\n{"a" 2}]', r"a\.json:2: not valid JSON: Expecting ':' delimiter"),
         ("a.json", '[{"a": 1}\n', r"a\.json:2: not valid JSON: the array does not end"),
         ("a.json", '[1 2]', r"a\.json:1: not valid JSON: expected , or \] after an element"),
+        ("a.json", '{\n "a": 1\n}', r"a\.json:1: JSON laid out over several lines; put one record on each line"),
+        ("a.jsonl", '\n[\n{"a": 1}\n]', r"a\.jsonl:2: JSON laid out over several lines"),
         ("a.json", '[1]\n[2]', r"a\.json:1: not valid JSON: there is more after the array"),
         ("a.json", "[]", "holds no records"),
         ("a.jsonl", "\n \n", "holds no records"),
@@ -96,3 +98,11 @@ def test_shares_names_and_weights(tmp_path: Path) -> None:
         open_source("gone%50", registry)
     with pytest.raises(ConfigError, match="takes 0% of its records"):
         open_source("few%0", registry)
+
+
+def test_a_line_that_is_not_utf_8_is_called_so(tmp_path: Path) -> None:
+    """json guesses encodings, and takes a line that begins with these bytes for UTF-16."""
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"a": 1}\n\xff\xfe{"a": 2}\n')
+    with pytest.raises(DataError, match=re.escape(f"{file}:2: not UTF-8: invalid start byte at byte 1 of the line")):
+        open_source(str(file)).record(1)
