@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 from foveal.engine.blocks import BlockPool
 from foveal.engine.metrics import Metrics
+from foveal.engine.pace import LEAST_ROWS, Pace
 from foveal.engine.request import Job, Sample
 from foveal.engine.runner import Work
-from foveal.engine.speculate import Pace, useful
+from foveal.engine.speculate import useful
 from foveal.model.paged import KVPool
 
-LEAST_CHUNK = 16  # rows of a prompt that a step reads at least, however slow
+FIRST_CHUNK = 64  # rows of a prompt that a step reads beside replies before anything was measured
 WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read without waiting for it
 
 
@@ -81,7 +82,7 @@ class Scheduler:
             alone = self.pace.decode_s(decoding)
             spare = None if alone is None else (self._slowdown - 1) * 0.8 * alone
             rows = None if spare is None else self.pace.prefill_rows(spare / 2 if encoding else spare)
-            budget = min(budget, 4 * LEAST_CHUNK if rows is None else max(rows, LEAST_CHUNK))
+            budget = min(budget, FIRST_CHUNK if rows is None else max(rows, LEAST_ROWS))
             plan.encode_s = 0.0 if spare is None else spare / 2
         computing: set[bytes] = set()
         for sample in list(self.running):
