@@ -1,4 +1,4 @@
-"""How long things take here, as measured: steps by their rows, and the encoder's pieces by theirs. What comes next is cut by it.
+"""How long steps take by their rows, and the encoder's pieces by theirs, as measured; what comes next is cut by it.
 
 One slow measurement (another program took the core) must not count for much, so each counts as at most three times the last
 estimate.

@@ -20,6 +20,7 @@ from foveal.engine.speculate import useful
 from foveal.model.paged import KVPool
 
 FIRST_CHUNK = 64  # rows of a prompt that a step reads beside replies before anything was measured
+WHOLE_BLOCKS = 0.75  # of a chunk's rows must be left where it is cut at the end of a block
 WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read without waiting for it
 
 
@@ -161,11 +162,14 @@ class Scheduler:
                 stop = min(stop, max(first, start))
         if stop < whole and stop - start < WORTH_A_STEP:
             return 0  # the few words before a picture wait for it: a step of their own would cost more than they
-        if stop < known and stop // size * size > start:
+        if stop < known and stop // size * size - start >= WHOLE_BLOCKS * (stop - start):
             stop = stop // size * size
         if stop <= start or not self._give(plan, sample, stop):
             return 0
-        computing.update(sample.keys[block] for block in range(start // size, min(stop // size, len(sample.keys))))
+        # The block it stops in, too: whoever needs the same waits until it is full.
+        computing.update(
+            sample.keys[block] for block in range(start // size, min(self.pool.blocks_for(stop), len(sample.keys)))
+        )
         plan.work.append(Work(sample, start, stop, (), int(stop == known)))
         return stop - start
 

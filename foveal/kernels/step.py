@@ -80,6 +80,12 @@ class Cached:
     key_scales: Array | None = None
     value_scales: Array | None = None
 
+    def of(self, layers: slice) -> Cached:
+        """Return the same of some layers."""
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        keys, values, *scales = (None if part is None else part[layers] for part in parts)
+        return Cached(keys, values, self.length, *scales)
+
 
 class Step:
     """All layers of a dense decoder, ready to be called. Keeps the weights' arrays alive."""

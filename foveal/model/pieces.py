@@ -72,7 +72,9 @@ def _embedded(model: VisionModel, batch: PatchBatch) -> Generator[Piece, int, tu
             yield Piece(f"fold {frames}", 1)
             folded, into = projection.folded(frames), raw[start : start + len(pixels)]
 
-            def embed(part: slice, pixels: Tensor = pixels, into: Tensor = into, folded: tuple[Tensor, Tensor] = folded) -> None:
+            def embed(
+                part: slice, pixels: Tensor = pixels, into: Tensor = into, folded: tuple[Tensor, Tensor] = folded
+            ) -> None:
                 into[part] = projection.embed(pixels[part], *folded)
 
             yield from _rows(f"embed {frames}", range(len(pixels)), embed)
