@@ -32,7 +32,11 @@ class Pace:
     def note(self, rows: int, prefill: int, seconds: float) -> None:
         """Learn from a step of `rows` decoded and guessed rows and `prefill` of prompts."""
         if prefill:
-            self._chunk(prefill, max(seconds - (self.decode_s(rows) or 0.0), 0.0))
+            alone = self.decode_s(rows) or 0.0
+            if self._line is not None:
+                fixed, each = self._line
+                seconds = min(seconds, OUTLIER * (alone + fixed + each * prefill))
+            self._chunk(prefill, max(seconds - alone, 0.0))
             return
         old = self._decode.get(rows)
         self._decode[rows] = seconds if old is None else mixed(old, seconds, self._memory)
@@ -66,9 +70,6 @@ class Pace:
 
     def _chunk(self, rows: int, seconds: float) -> None:
         """Fit the line to one more chunk. Errors count by the row, so that large chunks do not outweigh small ones."""
-        if self._line is not None:
-            fixed, each = self._line
-            seconds = min(seconds, OUTLIER * (fixed + each * rows))
         weight = 1 / rows**2
         values = (weight, weight * rows, weight * seconds, weight * rows * rows, weight * rows * seconds)
         self._sums = [(1 - self._memory) * old + new for old, new in zip(self._sums, values, strict=True)]

@@ -42,8 +42,8 @@ class Preparation:
             reply = min(wanted or 1, room)
             raise CapacityError(
                 f"a prompt of {length} tokens and a reply of {reply} need {length + reply} places, but the engine's memory "
-                f"holds {kept} tokens ({self._pool.num_blocks} blocks of {self._pool.block_size}); shorten one of them or give the "
-                "engine more memory"
+                f"holds {kept} tokens ({self._pool.num_blocks} blocks of {self._pool.block_size}); shorten one of them or "
+                "give the engine more memory"
             )
         job.room = min(room, most)
 

@@ -20,6 +20,7 @@ from foveal.engine.speculate import useful
 from foveal.model.paged import KVPool
 
 FIRST_CHUNK = 64  # rows of a prompt that a step reads beside replies before anything was measured
+SPENT = 0.6  # of the time newcomers may take: the rest is what measurements are off by, so that the worst step keeps to it
 WHOLE_BLOCKS = 0.75  # of a chunk's rows must be left where it is cut at the end of a block
 WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read without waiting for it
 
@@ -81,10 +82,10 @@ class Scheduler:
         budget = self._step_tokens
         if decoding and self._slowdown is not None:
             alone = self.pace.decode_s(decoding)
-            spare = None if alone is None else (self._slowdown - 1) * 0.8 * alone
+            spare = None if alone is None else (self._slowdown - 1) * SPENT * alone
             rows = None if spare is None else self.pace.prefill_rows(spare / 2 if encoding else spare)
             budget = min(budget, FIRST_CHUNK if rows is None else max(rows, LEAST_ROWS))
-            plan.encode_s = 0.0 if spare is None else spare / 2
+            plan.encode_s = spare if spare and encoding else 0.0
         computing: set[bytes] = set()
         for sample in list(self.running):
             if sample not in self.running:  # gave its blocks to an older one
@@ -104,6 +105,8 @@ class Scheduler:
                 budget -= self._prefill(plan, sample, budget, encoded, computing)
             if sample not in self.running:
                 break
+        if plan.encode_s and any(not work.sample.decodes for work in plan.work):
+            plan.encode_s /= 2  # the other half is a chunk's
         return plan
 
     def keep(self, sample: Sample) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,9 +42,7 @@ class DecodeStep:
     ) -> bool:  # fmt: skip
         """Run x (T, D) in place, so many rows of each cache, which it fills. Return False, with nothing done, if it cannot.
 
-        Several rows of one sequence are to the kernels as many sequences over the same memory, each a position longer than
-        the one before: a layer writes the keys and values of all rows before any of them attends. after: what else is done to
-        x behind a layer; each costs a call more.
+        after: what else is done to x behind a layer; each costs a call more.
         """
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in self._layers):
             return False
@@ -60,8 +57,7 @@ class DecodeStep:
         for stop in sorted({*(layer + 1 for layer in after), len(self._layers)}):
             layers = slice(start, stop)
             own = [one.of(layers) for one in cached] if stop - start < len(self._layers) else cached
-            rows = [replace(one, length=one.length + i) for one, n in zip(own, lengths, strict=True) for i in range(n)]
-            self._run(layers)(x, *tables, rows)
+            self._run(layers)(x, *tables, own, lengths)
             if stop - 1 in after:
                 after[stop - 1]()
             start = stop

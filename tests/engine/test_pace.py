@@ -1,4 +1,4 @@
-"""What newcomers cost those who run: estimates from measurements, and steps cut by them, by a clock that says what things cost."""
+"""What newcomers cost those who run: estimates from measurements, and steps cut by them, on a clock that only work moves."""
 
 from __future__ import annotations
 
