@@ -159,12 +159,13 @@ class Scheduler:
         start, known = sample.cache.length, sample.known
         if start % size == 0 and start // size < len(sample.keys) and sample.keys[start // size] in computing:
             return 0  # an older sample computes the same block in this step
-        stop = whole = min(known, start + budget)
+        reach = known
         for medium, (first, last) in enumerate(job.spans):
             if last > start and not encoded(job, medium):
-                stop = min(stop, max(first, start))
-        if stop < whole and stop - start < WORTH_A_STEP:
+                reach = min(reach, max(first, start))
+        if reach < known and reach - start < WORTH_A_STEP:
             return 0  # the few words before a picture wait for it: a step of their own would cost more than they
+        stop = min(reach, start + budget)
         if stop < known and stop // size * size - start >= WHOLE_BLOCKS * (stop - start):
             stop = stop // size * size
         if stop <= start or not self._give(plan, sample, stop):

@@ -31,8 +31,9 @@ def test_a_chunk_s_fixed_part_is_told_from_its_rows() -> None:
     assert pace.prefill_rows(0.0035) in (14, 15)
     # Where the fixed part does not fit, rows for as long as it takes: a prompt in steps costs at most twice what it would.
     assert pace.prefill_rows(0.001) in (19, 20)
+    before = pace.prefill_rows(0.01)
     pace.note(1, 8, 1.0)  # another program took the core
-    assert pace.prefill_rows(0.0035) >= 5
+    assert before is not None and (pace.prefill_rows(0.01) or 0) > before / 3
 
 
 def test_pieces_grow_slowly_and_shrink_at_once() -> None:

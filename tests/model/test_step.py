@@ -85,7 +85,7 @@ def test_several_tokens_at_once_are_one_after_another(bits: int) -> None:
 @pytest.mark.parametrize("size", [1, 5, 16])
 @torch.inference_mode()
 def test_chunks_with_pictures_beside_another_sequence(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt in chunks that end inside pictures, taps and all, beside one that decodes: the bits of row by row, layer by layer."""
+    """A prompt in chunks that end inside pictures, taps and all, beside one that decodes: as row by row and layer by layer."""
     model = quantize(new_model(CONFIGS["dense-tied"]), 8)
     assert model.config.vision.taps
     media = new_media(model.config.vision, SCENES["mixed"])
