@@ -60,13 +60,13 @@ class Pace:
     def prefill_rows(self, seconds: float) -> int | None:
         """Say how many rows of prompts fit into so many seconds; None before any were measured.
 
-        Where not even a chunk's fixed part fits, the step is too long whatever is read: then as many rows as cost what that
-        part costs, so that a prompt takes at most twice what its rows need.
+        Half of the time goes to rows even where a chunk's fixed part leaves less: the step is somewhat too long then, but a
+        prompt gets on.
         """
         if self._line is None:
             return None
         fixed, each = self._line
-        return int((seconds - fixed if seconds > fixed else fixed) / max(each, 1e-9))
+        return int(max(seconds - fixed, seconds / 2, 0.0) / max(each, 1e-9))
 
     def _chunk(self, rows: int, seconds: float) -> None:
         """Fit the line to one more chunk. Errors count by the row, so that large chunks do not outweigh small ones."""
