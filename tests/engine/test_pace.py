@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from foveal.batch import VisionTokens
-from foveal.engine import Engine, Request
+from foveal.engine import Engine, Request, Stream
 from foveal.engine.pace import LEAST_ROWS, Pace, Rhythm
 from foveal.engine.prepare import NICE
 from foveal.engine.runner import ALONE, threads_for
@@ -92,7 +92,7 @@ def test_whoever_decodes_waits_no_longer_than_promised(monkeypatch: pytest.Monke
         talks = one.submit(Request(prompt(), talking))
         for _ in range(6):
             one.step()
-        times, streams = [clock.now], []
+        times, streams = [clock.now], list[Stream]()
         for p in asked:
             streams.append(one.submit(Request(p, GREEDY)))
             while streams[-1]._job.first_token_s == 0.0:

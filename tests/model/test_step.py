@@ -103,7 +103,12 @@ def test_chunks_with_pictures_beside_another_sequence(size: int, monkeypatch: py
 
     calls, step = list[bool](), model.language_model.step
     assert step is not None
-    monkeypatch.setattr(model.language_model, "step", lambda *given: (calls.append(step(*given)), calls[-1])[1])
+
+    def watched(*given: Any) -> bool:
+        calls.append(step(*given))
+        return calls[-1]
+
+    monkeypatch.setattr(model.language_model, "step", watched)
     ours = read(size)
     assert len(calls) == -(-len(sequence) // size) and all(calls)
     model.language_model.step = None
