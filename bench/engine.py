@@ -1,6 +1,6 @@
 """Time the engine against the plain generator, against itself without what it adds, and against transformers: ratios with bars.
 
-usage: python bench/engine.py [--model 2B] [--layers N] [--bits 8] [--rows overhead,picture,...] [--runs 5] [--keep]
+usage: python bench/engine.py [--model 2B] [--layers N] [--bits 8|4|0] [--rows overhead,picture,...] [--runs 5] [--keep]
 
 MODEL: 2B is made in memory with random weights and packed (it needs 12 GB for a moment), with fewer layers for a quick trial;
 "embedded" or a folder is loaded instead. Every reading has its baseline beside it, by turns, in the same process; medians of
@@ -9,7 +9,7 @@ and eight requests one after another (batch).
 
 Random weights say nothing that could be copied or guessed, so the two rows about speculation put words into the model's mouth:
 the work of a step is done, and the sampler then says the next word of a page of this project. Prints a table and, last, one
-JSON line; --keep writes bench/results/DATE-engine.json. Without kernels weights stay float32.
+JSON line; --keep writes bench/results/DATE-engine.json. With 0 bits, and without kernels, weights stay float32.
 """
 
 from __future__ import annotations
@@ -333,13 +333,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="2B")
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--bits", type=int, default=8, choices=(8, 4))
+    parser.add_argument("--bits", type=int, default=8, choices=(8, 4, 0), help="0: float32")
     parser.add_argument("--rows", default=",".join([*ROWS, "transformers"]))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--keep", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(kernels.threads())
-    bits = args.bits if kernels.available() else None
+    bits = args.bits or None if kernels.available() else None
     chosen = args.rows.split(",")
     if unknown := set(chosen) - {*ROWS, "transformers"}:
         parser.error(f"there are no rows {sorted(unknown)}; rows are {', '.join(ROWS)}, transformers")

@@ -6,9 +6,6 @@ reply depends on belongs to its request, so who else is in the batch changes whe
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import threading
 import time
 import weakref
@@ -22,23 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from foveal.engine.blocks import BlockPool, PrefixKeys
+from foveal.engine.blocks import BlockPool
 from foveal.engine.memory import Memory, plan_memory
 from foveal.engine.metrics import Metrics
-from foveal.engine.request import (
-    Delta,
-    Job,
-    Request,
-    Sample,
-    Stream,
-    TokenLogprob,
-)
+from foveal.engine.prepare import Preparation, step_back
+from foveal.engine.request import Delta, Job, Request, Sample, Stream, TokenLogprob
 from foveal.engine.runner import Runner, Work
 from foveal.engine.scheduler import Scheduler
-from foveal.engine.vision import VisionCache, VisionStage, digest
+from foveal.engine.vision import VisionCache, VisionStage
 from foveal.errors import BusyError, CapacityError, EngineError
 from foveal.generate import Pipeline
 from foveal.model.paged import KVPool
+from foveal.processor import Request as Prompt
 from foveal.reply import FinishReason, Piece, ReplyStream
 from foveal.sampler import Sampler, Sampling
 
@@ -93,13 +85,13 @@ class Engine:
             forbidden=frozenset((config.image_token_id, config.video_token_id)),
         )  # fmt: skip
         self._runner = Runner(model, lambda key: self.vision_cache.peek(key))
-        self._identity = json.dumps([pipeline.name, config.to_dict(), str(self.store.store.dtype)], sort_keys=True).encode()
+        self._preparation = Preparation(pipeline, self.pool, str(self.store.store.dtype))
         self._jobs: dict[int, Job] = {}
         self._number = 0
         self._inbox: deque[Callable[[], None]] = deque()  # what other threads want done between steps
         self._mutex, self._stepping = threading.Lock(), threading.RLock()
         self._wake = threading.Event()
-        self._workers = ThreadPoolExecutor(s.workers, thread_name_prefix="foveal-media")
+        self._workers = ThreadPoolExecutor(s.workers, thread_name_prefix="foveal-media", initializer=step_back)
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -257,7 +249,7 @@ class Engine:
                 sample.sampler.note(token)
             ids.append(token)
             if sample.job.request.logprobs is not None:
-                logprobs.append(_logprob(row, token, sample.job.request.logprobs))
+                logprobs.append(TokenLogprob.of(row, token, sample.job.request.logprobs))
             pieces += sample.reply.push(token)
             if sample.reply.finish_reason is not None or at == len(draft) or token != draft[at]:
                 break
@@ -285,21 +277,12 @@ class Engine:
 
     # --- requests come and go ---------------------------------------------------------------------------------------
 
-    def _check(self, job: Job, prompt: Any) -> None:
-        """Work out a request's room; raise ContextError or CapacityError where there is none."""
-        length, request = len(prompt.sequence), job.request
-        room = self.pipeline.processor.room(prompt)
-        most = self.pool.num_blocks * self.pool.block_size + 1 - length  # the last token is never read
-        wanted = request.sampling.max_tokens
-        if most < 1 or (wanted is not None and min(wanted, room) > most):
+    def _check(self, job: Job, prompt: Prompt) -> None:
+        try:
+            self._preparation.check(job, prompt)
+        except CapacityError:
             self.metrics.requests["refused"] += 1
-            kept = self.pool.num_blocks * self.pool.block_size
-            raise CapacityError(
-                f"a prompt of {length} tokens and a reply of {min(wanted or 1, room)} need {length + min(wanted or 1, room)} "
-                f"places, but the engine's memory holds {kept} tokens ({self.pool.num_blocks} blocks of "
-                f"{self.pool.block_size}); shorten one of them or give the engine more memory"
-            )
-        job.room = min(room, most)
+            raise
 
     def _prepare(self, job: Job) -> None:
         """Read a job's media and work out its keys; in a worker thread where there is something to read."""
@@ -308,19 +291,7 @@ class Engine:
             if job.done:
                 return
             self._check(job, prompt)
-            job.digests = tuple(digest(patches) for patches in prompt.patches)
-            counts = [patches.num_tokens for patches in prompt.patches]
-            ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).tolist()
-            rows = prompt.sequence.vision_rows
-            spans = []
-            for first, stop in itertools.pairwise(ends):
-                at = np.flatnonzero((rows >= first) & (rows < stop))
-                spans.append((int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0))
-            job.first_rows, job.spans = tuple(ends), tuple(spans)
-            root = hashlib.sha256(self._identity).digest() + hashlib.sha256(job.request.salt.encode()).digest()
-            job.keys = PrefixKeys(root, prompt.sequence, job.digests, counts, self.pool.block_size)
-            job.prompt = prompt
-            job.ready_s = time.perf_counter()
+            self._preparation.fill(job, prompt)
         except Exception as error:
             problem = error
             self._post(lambda: self._end(job, problem))
@@ -439,11 +410,3 @@ def _forgotten(engine: weakref.ref[Engine], number: int) -> None:
     """Nobody can read a stream any more: end its request."""
     if (alive := engine()) is not None:
         alive._post(lambda: alive._cancel(number))
-
-
-def _logprob(row: np.ndarray, token: int, alternatives: int) -> TokenLogprob:
-    scores = row.astype(np.float64)
-    scores -= scores.max()
-    scores -= np.log(np.exp(scores).sum())
-    best = np.argsort(-scores, kind="stable")[:alternatives]
-    return TokenLogprob(token, float(scores[token]), tuple((int(i), float(scores[i])) for i in best))

@@ -183,10 +183,13 @@ class PrefixKeys:
         self._keys: list[bytes] = []
         self._last, self._size = hashlib.sha256(b"prefix" + root).digest(), block_size
         self._sequence, self._digests = sequence, tuple(digests)
-        self._starts = np.concatenate([[0], np.cumsum(np.asarray(rows, dtype=np.int64))])
+        starts = np.concatenate([[0], np.cumsum(np.asarray(rows, dtype=np.int64))])
+        seen, named = sequence.vision_rows >= 0, sequence.vision_rows
+        self._media = np.where(seen, np.searchsorted(starts, named, side="right") - 1, -1)  # (T,), -1 for text
+        self._rows = np.where(seen, named - starts[self._media], -1)  # in its medium
         for stop in range(block_size, len(sequence) + 1, block_size):
             at = slice(stop - block_size, stop)
-            self._add(sequence.token_ids[at], sequence.position_ids[:, at], sequence.vision_rows[at])
+            self._add(sequence.token_ids[at], sequence.position_ids[:, at], self._media[at], self._rows[at])
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -211,18 +214,18 @@ class PrefixKeys:
             ids = np.concatenate([prompt.token_ids[inside], np.asarray(reply[first:stop], dtype=np.int64)])
             later = np.broadcast_to(np.arange(first, stop) + prompt.next_position, (3, stop - first))
             positions = np.concatenate([prompt.position_ids[:, inside], later], axis=1)
-            rows = np.concatenate([prompt.vision_rows[inside], np.full(stop - first, -1)])
-            self._add(ids, positions, rows)
+            text = np.full(stop - first, -1)
+            media, rows = (np.concatenate([part[inside], text]) for part in (self._media, self._rows))
+            self._add(ids, positions, media, rows)
 
-    def _add(self, ids: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
+    def _add(self, ids: np.ndarray, positions: np.ndarray, media: np.ndarray, rows: np.ndarray) -> None:
         digest = hashlib.sha256(self._last)
         digest.update(ids.astype("<i8").tobytes())
         digest.update(np.ascontiguousarray(positions, dtype="<i8").tobytes())
         # Every field has the same length in every block, but for the digests: 32 bytes each, as many as the rows name.
-        medium = np.where(rows >= 0, np.searchsorted(self._starts, rows, side="right") - 1, -1)
-        digest.update(np.where(rows >= 0, rows - self._starts[medium], -1).astype("<i8").tobytes())
-        named = np.unique(medium[medium >= 0])
-        digest.update(np.searchsorted(named, medium).astype("<i8").tobytes())
+        digest.update(rows.astype("<i8").tobytes())
+        named = np.unique(media[media >= 0])
+        digest.update(np.searchsorted(named, media).astype("<i8").tobytes())
         for index in named:
             digest.update(self._digests[index])
         self._last = digest.digest()

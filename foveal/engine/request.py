@@ -56,6 +56,15 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[int, float], ...]
 
+    @classmethod
+    def of(cls, row: np.ndarray, token: int, alternatives: int) -> TokenLogprob:
+        """Take them from logits (R,)."""
+        scores = row.astype(np.float64)
+        scores -= scores.max()
+        scores -= np.log(np.exp(scores).sum())
+        best = np.argsort(-scores, kind="stable")[:alternatives]
+        return cls(token, float(scores[token]), tuple((int(i), float(scores[i])) for i in best))
+
 
 @dataclass(frozen=True)
 class Delta:

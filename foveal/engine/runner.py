@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from foveal.engine.request import Job, Sample
 from foveal.model import Qwen3VL
 from foveal.model.paged import PagedCaches
 from foveal.sequence import Window
+
+ALONE = 2**24  # multiply-adds of a product below which one thread is done before others are awake
+READ = 16  # multiply-adds that reading a weight takes as long as
 
 
 @dataclass(eq=False)
@@ -36,6 +40,8 @@ class Runner:
 
     def __init__(self, model: Qwen3VL, tokens_of: Callable[[bytes], VisionTokens]) -> None:
         self._model, self._tokens_of = model, tokens_of
+        text = model.config.text
+        self._weights = text.hidden_size * text.intermediate_size  # of the largest product
 
     def run(self, work: SequenceOf[Work]) -> list[np.ndarray | Exception]:
         """Return each work's logits, (outputs, R) float32. Where all together fail, each is tried alone, and may fail alone."""
@@ -58,10 +64,11 @@ class Runner:
         )  # fmt: skip
         if len(wanted) != sum(lengths):
             batch = batch.with_output(torch.from_numpy(wanted).to(model.device))
-        hidden = model.hidden(batch, caches)
-        if not len(wanted):
-            return [np.empty((0, 0), np.float32) for _ in work]
-        logits = model.logits(hidden).float().cpu().numpy()
+        with threads_for(self._weights * max(sum(lengths), READ)):
+            hidden = model.hidden(batch, caches)
+            if not len(wanted):
+                return [np.empty((0, 0), np.float32) for _ in work]
+            logits = model.logits(hidden).float().cpu().numpy()
         return np.split(logits, np.cumsum([one.outputs for one in work])[:-1])
 
     def _batch(self, work: SequenceOf[Work], lengths: list[int]) -> Batch:
@@ -90,3 +97,20 @@ class Runner:
         shifted = np.where(rows >= 0, rows - low, -1)
         tokens = parts[0] if len(parts) == 1 else VisionTokens.cat(parts)
         return Window(window.start, window.token_ids, window.position_ids, shifted), tokens
+
+
+@contextlib.contextmanager
+def threads_for(multiply_adds: int) -> Iterator[None]:
+    """Let torch use one thread in this thread of ours where its products are so small, and as many as before afterwards.
+
+    Waking another takes longer than such a product, and every one of a step's hundreds would wait for it.
+    """
+    before = torch.get_num_threads()
+    if before == 1 or multiply_adds >= ALONE:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

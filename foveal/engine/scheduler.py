@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 
 from foveal.engine.blocks import BlockPool
 from foveal.engine.metrics import Metrics
+from foveal.engine.pace import LEAST_ROWS, Pace
 from foveal.engine.request import Job, Sample
 from foveal.engine.runner import Work
-from foveal.engine.speculate import Pace, useful
+from foveal.engine.speculate import useful
 from foveal.model.paged import KVPool
 
-LEAST_CHUNK = 16  # rows of a prompt that a step reads at least, however slow
+FIRST_CHUNK = 64  # rows of a prompt that a step reads beside replies before anything was measured
+SPENT = 0.6  # of the time newcomers may take: the rest is what measurements are off by, so that the worst step keeps to it
+WHOLE_BLOCKS = 0.75  # of a chunk's rows must be left where it is cut at the end of a block
 WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read without waiting for it
 
 
@@ -79,10 +82,10 @@ class Scheduler:
         budget = self._step_tokens
         if decoding and self._slowdown is not None:
             alone = self.pace.decode_s(decoding)
-            spare = None if alone is None else (self._slowdown - 1) * 0.8 * alone
+            spare = None if alone is None else (self._slowdown - 1) * SPENT * alone
             rows = None if spare is None else self.pace.prefill_rows(spare / 2 if encoding else spare)
-            budget = min(budget, 4 * LEAST_CHUNK if rows is None else max(rows, LEAST_CHUNK))
-            plan.encode_s = 0.0 if spare is None else spare / 2
+            budget = min(budget, FIRST_CHUNK if rows is None else max(rows, LEAST_ROWS))
+            plan.encode_s = spare if spare and encoding else 0.0
         computing: set[bytes] = set()
         for sample in list(self.running):
             if sample not in self.running:  # gave its blocks to an older one
@@ -102,6 +105,8 @@ class Scheduler:
                 budget -= self._prefill(plan, sample, budget, encoded, computing)
             if sample not in self.running:
                 break
+        if plan.encode_s and any(not work.sample.decodes for work in plan.work):
+            plan.encode_s /= 2  # the other half is a chunk's
         return plan
 
     def keep(self, sample: Sample) -> None:
@@ -154,17 +159,21 @@ class Scheduler:
         start, known = sample.cache.length, sample.known
         if start % size == 0 and start // size < len(sample.keys) and sample.keys[start // size] in computing:
             return 0  # an older sample computes the same block in this step
-        stop = whole = min(known, start + budget)
+        reach = known
         for medium, (first, last) in enumerate(job.spans):
             if last > start and not encoded(job, medium):
-                stop = min(stop, max(first, start))
-        if stop < whole and stop - start < WORTH_A_STEP:
+                reach = min(reach, max(first, start))
+        if reach < known and reach - start < WORTH_A_STEP:
             return 0  # the few words before a picture wait for it: a step of their own would cost more than they
-        if stop < known and stop // size * size > start:
+        stop = min(reach, start + budget)
+        if stop < known and stop // size * size - start >= WHOLE_BLOCKS * (stop - start):
             stop = stop // size * size
         if stop <= start or not self._give(plan, sample, stop):
             return 0
-        computing.update(sample.keys[block] for block in range(start // size, min(stop // size, len(sample.keys))))
+        # The block it stops in, too: whoever needs the same waits until it is full.
+        computing.update(
+            sample.keys[block] for block in range(start // size, min(self.pool.blocks_for(stop), len(sample.keys)))
+        )
         plan.work.append(Work(sample, start, stop, (), int(stop == known)))
         return stop - start
 

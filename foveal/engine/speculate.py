@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from foveal.engine.pace import Pace
+
 LONGEST, SHORTEST = 4, 2  # tokens that must have stood before
 PROBE_EVERY = 48  # tokens after which guessing is tried again where it did not pay
 PROBE = 2  # tokens guessed then
@@ -29,51 +31,6 @@ def look_up(tokens: np.ndarray, count: int, *, longest: int = LONGEST, shortest:
             start = int(found[-1]) + n
             return tuple(tokens[start : start + count].tolist())
     return ()
-
-
-class Pace:
-    """How long steps take by their rows, as measured: what a guess, or a prompt's chunk, would cost beside decoding."""
-
-    def __init__(self, memory: float = 0.1) -> None:
-        self._memory = memory
-        self._decode: dict[int, float] = {}  # seconds of a step by its rows, decoded and guessed ones
-        self._prefill: float | None = None  # seconds a row of a prompt adds to a step
-
-    def note(self, rows: int, prefill: int, seconds: float) -> None:
-        """Learn from a step of `rows` decoded and guessed rows and `prefill` of prompts."""
-        if prefill:
-            if prefill >= 8 or self._prefill is None:
-                extra = max(seconds - (self.decode_s(rows) or 0.0), 0.0) / prefill
-                self._prefill = extra if self._prefill is None else self._mixed(self._prefill, extra)
-            return
-        old = self._decode.get(rows)
-        self._decode[rows] = seconds if old is None else self._mixed(old, seconds)
-
-    def decode_s(self, rows: int) -> float | None:
-        """Expect the seconds of a step with so many decoded rows; None before anything like it was seen.
-
-        Between two counts that were seen the line through both counts, beyond them the nearest.
-        """
-        if rows in self._decode or not self._decode or rows < 1:
-            return self._decode.get(rows)
-        below = max((n for n in self._decode if n < rows), default=None)
-        above = min((n for n in self._decode if n > rows), default=None)
-        if below is None:
-            return None if above is None else self._decode[above]
-        if above is None:
-            return self._decode[below]
-        share = (rows - below) / (above - below)
-        return self._decode[below] * (1 - share) + self._decode[above] * share
-
-    def prefill_rows(self, seconds: float) -> int | None:
-        """Say how many rows of prompts fit into so many seconds; None before any were measured."""
-        if self._prefill is None:
-            return None
-        return int(max(seconds, 0.0) / max(self._prefill, 1e-9))
-
-    def _mixed(self, old: float, new: float) -> float:
-        # One slow step (another program took the core) must not count for much.
-        return old + self._memory * (min(new, 3 * old) - old)
 
 
 class Speculation:

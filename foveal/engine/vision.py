@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,9 +17,11 @@ from typing import Protocol
 import numpy as np
 
 from foveal.batch import VisionTokens
+from foveal.engine.pace import LEAST_ROWS, Rhythm
+from foveal.model.pieces import Piece
 from foveal.patches import Patches
 
-PIECE_ROWS = 128  # patches a piece of encoding, while replies are running: of a large picture some 50 ms of the 2B's
+WORTH_A_PIECE = 0.2  # of a step's share of encoding: what is left below that is not used
 
 
 def digest(patches: Patches) -> bytes:
@@ -106,7 +108,7 @@ class Encoder(Protocol):
     """The part of a model that the stage needs."""
 
     def encode(self, media: SequenceOf[Patches]) -> VisionTokens: ...
-    def encode_in_pieces(self, media: SequenceOf[Patches], rows: int) -> Iterator[VisionTokens | None]: ...
+    def encode_in_pieces(self, media: SequenceOf[Patches]) -> Generator[Piece, int, VisionTokens]: ...
 
 
 @dataclass(eq=False)
@@ -132,7 +134,9 @@ class VisionStage:
         self._model, self._took, self._pack_patches = model, took, pack_patches
         self._wanted: OrderedDict[bytes, _Wanted] = OrderedDict()
         self._current: list[_Wanted] = []
-        self._pieces: Iterator[VisionTokens | None] | None = None
+        self._pieces: Generator[Piece, int, VisionTokens] | None = None
+        self._next: Piece | None = None  # what the pieces come to next
+        self._rhythm = Rhythm()
         self._alone: set[bytes] = set()  # failed in company, to be tried by themselves
 
     def __len__(self) -> int:
@@ -172,7 +176,7 @@ class VisionStage:
             self._begin()
         pack = list(self._current)
         try:
-            tokens = self._advance(began, seconds)
+            tokens = self._advance(seconds)
         except Exception as error:
             self._fail(error)
         else:
@@ -200,18 +204,32 @@ class VisionStage:
             if alone:
                 break
 
-    def _advance(self, began: float, seconds: float | None) -> VisionTokens | None:
-        media = [waiting.patches for waiting in self._current]
+    def _advance(self, seconds: float | None) -> VisionTokens | None:
+        """Do at least one piece, of the smallest size if need be, and stop before the seconds are over."""
         if self._pieces is None:
+            media = [waiting.patches for waiting in self._current]
             if seconds is None:
                 return self._model.encode(media)
-            self._pieces = self._model.encode_in_pieces(media, PIECE_ROWS)
-        for tokens in self._pieces:
-            if tokens is not None:
+            self._pieces = self._model.encode_in_pieces(media)
+            self._next = next(self._pieces)
+        spent, first = 0.0, True
+        while True:
+            assert self._next is not None
+            rows = self._next.rows
+            if seconds is not None:
+                rows = self._rhythm.rows(self._next, seconds - spent)
+                if not first and (rows < min(LEAST_ROWS, self._next.rows) or spent > (1 - WORTH_A_PIECE) * seconds):
+                    return None
+                rows = min(max(rows, LEAST_ROWS), self._next.rows)
+            done, began = self._next, time.perf_counter()
+            try:
+                self._next = self._pieces.send(rows)
+            except StopIteration as ended:
+                tokens: VisionTokens = ended.value
                 return tokens
-            if seconds is not None and time.perf_counter() - began >= seconds:
-                return None
-        raise RuntimeError("encoding ended without vision tokens")
+            took = time.perf_counter() - began
+            self._rhythm.note(done, rows, took)
+            spent, first = spent + took, False
 
     def _finish(self, tokens: VisionTokens) -> None:
         done, self._current, self._pieces = self._current, [], None

@@ -80,6 +80,12 @@ class Cached:
     key_scales: Array | None = None
     value_scales: Array | None = None
 
+    def of(self, layers: slice) -> Cached:
+        """Return the same of some layers."""
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        keys, values, *scales = (None if part is None else part[layers] for part in parts)
+        return Cached(keys, values, self.length, *scales)
+
 
 class Step:
     """All layers of a dense decoder, ready to be called. Keeps the weights' arrays alive."""
@@ -119,29 +125,35 @@ class Step:
             raise ValueError(f"gate has {layer.gate.bits} bits, up {layer.up.bits}; they must be alike")
         return out
 
-    def __call__(self, x: Array, cos: Array, sin: Array, caches: Sequence[Cached]) -> None:
+    def __call__(self, x: Array, cos: Array, sin: Array, caches: Sequence[Cached], counts: Sequence[int] | None = None) -> None:
         """Run rows x (T, D) float32 through all layers, in place, and fill the next position of each of T caches.
 
-        cos, sin: (T, H / 2) float32. Raise FovealError for NaN and infinity, after which x and that position hold anything.
+        With counts: so many rows of each cache, T in all, and as many of its positions. To the kernels they are as many caches
+        over the same memory, each a position longer than the one before: a layer writes the keys and values of all rows
+        before any of them attends. cos, sin: (T, H / 2) float32. Raise FovealError for NaN and infinity, after which x and
+        those positions hold anything.
         """
-        tokens = len(caches)
+        counts = [1] * len(caches) if counts is None else counts
+        tokens = sum(counts)
         at = dense(x, "x", ("float32",), (tokens, self.hidden))
         tables = [dense(t, what, ("float32",), (tokens, self.head_dim // 2)) for t, what in ((cos, "cos"), (sin, "sin"))]
         if not tokens:
             return
-        places = (_Cached * tokens)(*map(self._place, caches))
+        placed = (self._place(cache, n) for cache, n in zip(caches, counts, strict=True))
+        places = (_Cached * tokens)(*(_later(place, i) for place, n in zip(placed, counts, strict=True) for i in range(n)))
         library = native()
         scratch = empty(x, (library.foveal_step_scratch(ctypes.byref(self._decoder), tokens),), "uint8")
         to = facts(scratch, "scratch", ("uint8",), 1)[0]
         status = library.foveal_step(ctypes.byref(self._decoder), self._layers, tokens, at, *tables, places, to)
         done(status, "activations")
 
-    def _place(self, cache: Cached) -> _Cached:
+    def _place(self, cache: Cached, count: int) -> _Cached:
         shape = (len(self._layers), self.kv_heads, int(cache.keys.shape[2]), self.head_dim)
         at, dtype, strides = dense_rows(cache.keys, "keys", _KINDS, shape)
         values_at, _, value_strides = dense_rows(cache.values, "values", (dtype,), shape)
-        if not 0 <= cache.length < shape[2]:
-            raise ValueError(f"a cache of {shape[2]} positions holds {cache.length}; one more must fit")
+        if not 0 <= cache.length <= shape[2] - count:
+            more = "one more" if count == 1 else f"{count} more"
+            raise ValueError(f"a cache of {shape[2]} positions holds {cache.length}; {more} must fit")
         scales: list[Any] = [None, None]
         scale_strides: tuple[int, ...] = (0, 0)
         value_scale_strides = scale_strides
@@ -154,3 +166,12 @@ class Step:
         if (strides, scale_strides) != (value_strides, value_scale_strides):
             raise ValueError(f"keys and values have strides {strides} and {value_strides}; they must be alike")
         return _Cached(at, values_at, *scales, TYPES[dtype], *strides, *scale_strides, cache.length)
+
+
+def _later(place: _Cached, positions: int) -> _Cached:
+    """Return the same cache, so many positions longer."""
+    if not positions:
+        return place
+    out = _Cached.from_buffer_copy(place)
+    out.length += positions
+    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from foveal.batch import Batch, PatchBatch, VisionTokens
 from foveal.config import ModelConfig
 from foveal.model.attention import KVCache
 from foveal.model.linear import PackedEmbedding
+from foveal.model.pieces import Piece, encode_in_pieces
 from foveal.model.text import TextModel
 from foveal.model.vision import VisionModel
 from foveal.patches import Patches
@@ -58,9 +59,11 @@ class Qwen3VL(nn.Module):
             media = PatchBatch.pack(media, self.config.vision, self.device)
         return self.visual(media)
 
-    def encode_in_pieces(self, media: Sequence[Patches], rows: int) -> Iterator[VisionTokens | None]:
-        """Do what `encode` does about `rows` patches at a time: yield None after every piece of work, the tokens last."""
-        yield from self.visual.pieces(PatchBatch.pack(media, self.config.vision, self.device), rows)
+    def encode_in_pieces(self, media: Sequence[Patches] | PatchBatch) -> Generator[Piece, int, VisionTokens]:
+        """Do what `encode` does in pieces: yield what comes next, be sent how many of its rows to do, return the tokens."""
+        if not isinstance(media, PatchBatch):
+            media = PatchBatch.pack(media, self.config.vision, self.device)
+        return encode_in_pieces(self.visual, media)
 
     def forward(self, batch: Batch, caches: Sequence[KVCache] | None = None) -> Tensor:
         """Run packed rows. With caches (one a sequence) the rows continue what those hold, and are added to them.

@@ -162,12 +162,6 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Te
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def attend_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend with some rows q (n, heads, H) of a frame to all of it, k, v: (P, heads, H). Return (n, heads, H)."""
-    queries, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(queries, keys, values)[0].transpose(0, 1)
-
-
 def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Group neighbours of equal length: [(length, how many), ...]; frames of one clip then take one call."""
     runs: list[tuple[int, int]] = []

@@ -1,13 +1,15 @@
 """The fast path of a packed decoder: one new token, or a few, of each of some sequences through all its layers in one call.
 
+Where rows of pictures are among them the call is cut in as many as there are taps to be added.
+
 The layers as modules, called one by one, give the same bits: they are what this is tested against, and what runs where it
 cannot: in prefill, with a mixture of experts, over a scattered cache, and when somebody watches.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from foveal.kernels import Packed
 from foveal.kernels.step import Cached, Layer, Step
 from foveal.model.attention import KVCache
 from foveal.model.linear import PackedLinear, QuantisingNorm, TurningNorm
-from foveal.model.text import Attention, Tables, TextModel
+from foveal.model.text import After, Attention, Tables, TextModel
 
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
@@ -31,13 +33,16 @@ class DecodeStep:
         head_dim, eps = attention.head_dim, _norm(layers[0], "input_layernorm").eps
         heads, kv_heads = (_packed(attention, name).rows // head_dim for name in ("q_proj", "k_proj"))
         self.weights = [_weights(layer) for layer in layers]
-        self._step = Step(self.weights, heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=eps)
+        self._run_of = functools.partial(Step, heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=eps)
+        self._runs: dict[tuple[int, int], Step] = {}
+        self._run(slice(0, len(layers)))  # raises now what does not fit
 
-    def __call__(self, x: Tensor, tables: Tables, caches: Sequence[KVCache], lengths: Sequence[int]) -> bool:
+    def __call__(
+        self, x: Tensor, tables: Tables, caches: Sequence[KVCache], lengths: Sequence[int], after: After,
+    ) -> bool:  # fmt: skip
         """Run x (T, D) in place, so many rows of each cache, which it fills. Return False, with nothing done, if it cannot.
 
-        Several rows of one sequence are to the kernels as many sequences over the same memory, each a position longer than
-        the one before: a layer writes the keys and values of all rows before any of them attends.
+        after: what else is done to x behind a layer; each costs a call more.
         """
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in self._layers):
             return False
@@ -48,9 +53,22 @@ class DecodeStep:
                 return False
             key_scales, value_scales = views[2:] or (None, None)
             cached.append(Cached(views[0], views[1], cache.length, key_scales, value_scales))
-        rows = [replace(one, length=one.length + i) for one, n in zip(cached, lengths, strict=True) for i in range(n)]
-        self._step(x, *tables, rows)
+        start = 0
+        for stop in sorted({*(layer + 1 for layer in after), len(self._layers)}):
+            layers = slice(start, stop)
+            own = [one.of(layers) for one in cached] if stop - start < len(self._layers) else cached
+            self._run(layers)(x, *tables, own, lengths)
+            if stop - 1 in after:
+                after[stop - 1]()
+            start = stop
         return True
+
+    def _run(self, layers: slice) -> Step:
+        """Return some layers behind one another, ready to be called."""
+        key = layers.start, layers.stop
+        if key not in self._runs:
+            self._runs[key] = self._run_of(self.weights[layers])
+        return self._runs[key]
 
     def __reduce__(self) -> tuple[Callable[..., DecodeStep], tuple[Any, ...]]:
         return DecodeStep, (self._layers,)  # addresses are worked out anew

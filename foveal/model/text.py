@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Self
 
 import torch
@@ -17,8 +18,11 @@ from foveal.model.moe import SparseMLP
 from foveal.model.rms_norm import RMSNorm
 from foveal.model.rope import axis_of_frequency, inverse_frequencies, text_tables
 
-FEW = 16  # tokens behind others that a step takes of a sequence: each attends by itself, more are faster together
+FEW = 16  # tokens of a sequence that one call takes: each attends by itself, many are faster together
+FEW_PAIRS = 2**14  # of such a token and what it sees, below which attention does not count, and more may come
 Tables = tuple[Tensor, Tensor]  # cosines and sines, (T, H / 2)
+After = Mapping[int, Callable[[], object]]  # what else is done to the rows behind a layer
+Step = Callable[[Tensor, Tables, Sequence[KVCache], Sequence[int], After], bool]
 
 
 class Attention(nn.Module):
@@ -95,7 +99,7 @@ class TextModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         # Puts a few new tokens of each sequence through all layers at once, or says it cannot; quantize.py sets it.
-        self.step: Callable[[Tensor, Tables, Sequence[KVCache], Sequence[int]], bool] | None = None
+        self.step: Step | None = None
         self.reset_tables()
 
     def reset_tables(self) -> None:
@@ -129,15 +133,25 @@ class TextModel(nn.Module):
         tables = cos.to(x.dtype), sin.to(x.dtype)  # the reference casts the tables, then multiplies
         if caches is not None and len(caches) != len(batch.lengths):
             raise ValueError(f"{len(batch.lengths)} sequences need as many caches, not {len(caches)} caches")
-        few = vision is None
         for cache, n in zip(caches or (), batch.lengths, strict=False):
             cache.reserve(n)
-            few = few and (n == 1 or (cache.length > 0 and n <= FEW))
-        if not (few and self.step and caches and self.step(x, tables, caches, batch.lengths)):
+        taps = {} if vision is None else {i: vision.taps[tap].to(x.dtype) for i, tap in self.tap_of_layer.items()}
+        if not self._in_one_call(x, tables, batch, caches, taps):
             for i, layer in enumerate(self.layers):
                 x = layer(x, tables, batch.lengths, caches)
-                if vision is not None and i in self.tap_of_layer:
-                    x = x.index_add(0, batch.vision_slots, vision.taps[self.tap_of_layer[i]].to(x.dtype))
+                if i in taps:
+                    x = x.index_add(0, batch.vision_slots, taps[i])
         for cache, n in zip(caches or (), batch.lengths, strict=False):
             cache.length += n
         return self.norm(x)
+
+    def _in_one_call(
+        self, x: Tensor, tables: Tables, batch: Batch, caches: Sequence[KVCache] | None, taps: dict[int, Tensor]
+    ) -> bool:
+        """Put x (T, D) through all layers in place where something suits the batch; else return False, with nothing done."""
+        if not (self.step and caches and any(cache.length or n == 1 for cache, n in zip(caches, batch.lengths, strict=True))):
+            return False
+        if not all(n <= FEW or n * (n + cache.length) <= FEW_PAIRS for cache, n in zip(caches, batch.lengths, strict=True)):
+            return False
+        add = {i: partial(x.index_add_, 0, batch.vision_slots, tap) for i, tap in taps.items()}
+        return self.step(x, tables, caches, batch.lengths, add)

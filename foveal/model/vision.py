@@ -6,8 +6,7 @@ mixture of resolutions is encoded by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 
 from foveal.batch import PatchBatch, VisionTokens
 from foveal.config import VisionConfig
-from foveal.model.attention import attend_frames, attend_rows
+from foveal.model.attention import attend_frames
 from foveal.model.linear import gelu
 from foveal.model.rope import rotate, vision_tables
 
 LAYER_NORM_EPS = 1e-6  # reference: Qwen3VLVisionBlock
-CHEAP = 4  # rows of the embedding that take no longer than one of a block
 
 
 class PatchProjection(nn.Module):
@@ -56,7 +54,10 @@ class PatchProjection(nn.Module):
         The product is in float32 whatever the weights are: the folded bias nearly cancels the product on grey pictures,
         and in bfloat16 that made the result twelve times less exact than the reference's.
         """
-        weight, bias = self.folded(frames)
+        return self.embed(pixels, *self.folded(frames))
+
+    def embed(self, pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Do what `forward` does, with what `folded` returned."""
         return F.linear(pixels.float(), weight, bias).to(self.weight.dtype)
 
 
@@ -74,28 +75,8 @@ class PatchEmbed(nn.Module):
             parts.append(self.proj(batch.stills, 1))
         if len(batch.pairs):
             parts.append(self.proj(batch.pairs, self.temporal_patch_size))
-        return self._in_order(parts, batch)
-
-    def pieces(self, batch: PatchBatch, rows: int) -> Generator[None, None, Tensor]:
-        """Do the same in pieces, as `in_pieces` does."""
-        parts = []
-        for pixels, frames in ((batch.stills, 1), (batch.pairs, self.temporal_patch_size)):
-            if len(pixels):
-                parts.append((yield from in_pieces(partial(self.proj, frames=frames), pixels, rows)))
-        return self._in_order(parts, batch)
-
-    def _in_order(self, parts: list[Tensor], batch: PatchBatch) -> Tensor:
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         return rows if batch.order is None else rows[batch.order]
-
-
-def in_pieces(layer: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Generator[None, None, Tensor]:
-    """Put x through a layer `rows` at a time: yield after every piece, return all of the result."""
-    done = []
-    for part in x.split(rows):
-        done.append(layer(part))
-        yield
-    return torch.cat(done)
 
 
 class VisionAttention(nn.Module):
@@ -138,28 +119,6 @@ class VisionBlock(nn.Module):
         x = x + self.attn(self.norm1(x), tables, lengths)
         return x + self.mlp(self.norm2(x))
 
-    def pieces(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int], rows: int
-    ) -> Generator[None, None, Tensor]:
-        """Do the same in pieces, as `in_pieces` does."""
-        parts = [slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
-        heads = []
-        for part in parts:
-            heads.append(self.attn.heads(self.norm1(x[part]), (tables[0][part], tables[1][part])))
-            yield
-        q, k, v = (torch.cat(kind) for kind in zip(*heads, strict=True))
-        out, start = torch.empty_like(x), 0
-        for n in lengths:
-            frame = slice(start, start + n)
-            for first in range(start, start + n, rows):
-                part = slice(first, min(first + rows, start + n))
-                seen = attend_rows(q[part], k[frame], v[frame])
-                y = x[part] + self.attn.proj(seen.flatten(1))
-                out[part] = y + self.mlp(self.norm2(y))
-                yield
-            start += n
-        return out
-
 
 class Merger(nn.Module):
     """merge*merge patches to one vision token of the decoder's width.
@@ -197,7 +156,7 @@ class VisionModel(nn.Module):
 
     def forward(self, batch: PatchBatch) -> VisionTokens:
         """Encode packed patches of any number of pictures and clips."""
-        x = self._placed(self.patch_embed(batch), batch.position_index, batch.position_weight)
+        x = self.placed(self.patch_embed(batch), batch.position_index, batch.position_weight)
         tables, taps = self._tables(batch), []
         for i, block in enumerate(self.blocks):
             x = block(x, tables, batch.lengths)
@@ -206,29 +165,8 @@ class VisionModel(nn.Module):
         merged = self.merger(x)
         return VisionTokens(merged, torch.stack(taps) if taps else merged.new_empty(0, *merged.shape), batch.token_coords)
 
-    def pieces(self, batch: PatchBatch, rows: int) -> Iterator[VisionTokens | None]:
-        """Do what `forward` does in pieces of about `rows` patches, for a caller that has other work to do between two.
-
-        Yield None after every piece and the tokens last. No piece looks at more than `rows` patches' queries.
-        """
-        rows = max(rows // self.config.spatial_merge_size**2, 1) * self.config.spatial_merge_size**2
-        x = yield from self.patch_embed.pieces(batch, CHEAP * rows)
-        placed = []
-        inputs = (x, batch.position_index, batch.position_weight)
-        for part, index, weight in zip(*(rows_of.split(CHEAP * rows) for rows_of in inputs), strict=True):
-            placed.append(self._placed(part, index, weight))
-            yield None
-        x, tables, taps = torch.cat(placed), self._tables(batch), []
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, VisionBlock)
-            x = yield from block.pieces(x, tables, batch.lengths, rows)
-            if i in self.tap_of_block:
-                taps.append((yield from in_pieces(self.deepstack_merger_list[self.tap_of_block[i]], x, rows)))
-        merged = yield from in_pieces(self.merger, x, rows)
-        yield VisionTokens(merged, torch.stack(taps) if taps else merged.new_empty(0, *merged.shape), batch.token_coords)
-
-    def _placed(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        """Add learned positions to embedded patches (P, C)."""
+    def placed(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """Add learned positions to embedded patches (P, C); index, weight: (P, 4) as of `PatchBatch`."""
         # The learned table, read bilinearly at each patch: four neighbours and their float32 weights (facts 3h).
         return x + (self.pos_embed(index) * weight[:, :, None]).sum(dim=1).to(x.dtype)
 

@@ -87,7 +87,7 @@ class Chaos:
                 raise RuntimeError("encoder broke")
 
         patch.setattr(model, "encode", lambda patches: (seen(patches), encode(patches))[1])
-        patch.setattr(model, "encode_in_pieces", lambda patches, rows: (seen(patches), pieces(patches, rows))[1])
+        patch.setattr(model, "encode_in_pieces", lambda patches: (seen(patches), pieces(patches))[1])
 
         def broken(batch: Any, caches: Any) -> Any:
             out = hidden(batch, caches)

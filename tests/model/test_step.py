@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from foveal.model import KVCache, Qwen3VL
 from foveal.model.paged import KVPool, PagedCache, PagedCaches
 from foveal.model.quantize import quantize
 from foveal.model.step import DecodeStep, decode_step
+from foveal.sequence import Window
 from tests.kernel_paths import each_path
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
@@ -78,6 +80,39 @@ def test_several_tokens_at_once_are_one_after_another(bits: int) -> None:
     assert one.length == together.length == 11 and other.length == 2
     for a, b in zip(one.views() or (), together.views() or (), strict=True):
         assert torch.equal(a[:, :, :11], b[:, :, :11])
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+@torch.inference_mode()
+def test_chunks_with_pictures_beside_another_sequence(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt in chunks that end inside pictures, taps and all, beside one that decodes: as row by row and layer by layer."""
+    model = quantize(new_model(CONFIGS["dense-tied"]), 8)
+    assert model.config.vision.taps
+    media = new_media(model.config.vision, SCENES["mixed"])
+    sequence, tokens = new_sequence(media, model.config.vision.spatial_merge_size), model.encode(media)
+    talk = new_sequence([], model.config.vision.spatial_merge_size)
+
+    def read(size: int) -> torch.Tensor:
+        chunked, other = model.new_cache(), model.new_cache()
+        model(Batch.pack([talk]), [other])
+        outs = []
+        for i, window in enumerate(sequence.windows(size)):
+            said = Window(len(talk) + i, np.array([5]), np.full((3, 1), talk.next_position + i), np.array([-1]))
+            outs.append(model(Batch.pack([window, said], [tokens, None]), [chunked, other])[:-1])
+        return torch.cat(outs)
+
+    calls, step = list[bool](), model.language_model.step
+    assert step is not None
+
+    def watched(*given: Any) -> bool:
+        calls.append(step(*given))
+        return calls[-1]
+
+    monkeypatch.setattr(model.language_model, "step", watched)
+    ours = read(size)
+    assert len(calls) == -(-len(sequence) // size) and all(calls)
+    model.language_model.step = None
+    assert torch.equal(ours, read(1))
 
 
 @torch.inference_mode()

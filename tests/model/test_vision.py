@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from foveal.batch import PatchBatch, VisionTokens
 from foveal.config import preset
 from foveal.errors import PromptError
+from foveal.model.pieces import Piece
 from foveal.model.vision import PatchProjection
 from foveal.patches import Patches
 from tests.tiny import CONFIGS, SCENES, new_media, new_model
@@ -116,21 +118,46 @@ def test_a_model_without_taps() -> None:
     assert tokens.take(torch.tensor([2, 0])).taps.shape == (0, 2, config.text.hidden_size)
 
 
+def in_pieces(pieces: Generator[Piece, int, VisionTokens], rows: int) -> tuple[list[Piece], VisionTokens]:
+    """Take so many rows at a time; return what was announced, and the tokens."""
+    announced = [next(pieces)]
+    while True:
+        try:
+            announced.append(pieces.send(rows))
+        except StopIteration as ended:
+            return announced, ended.value
+
+
 @pytest.mark.parametrize("name", ["dense-tied", "moe-mixed"])
-@torch.no_grad()
+@torch.inference_mode()
 def test_encoding_in_pieces_is_encoding_at_once(name: str) -> None:
-    """Stills and clips mixed; no layer of a block, no merger sees more rows at a time than was asked for."""
+    """Stills and clips mixed; no layer of a block sees more rows at a time than was asked for, and no merger more tokens."""
     model = new_model(CONFIGS[name])
     media = new_media(model.config.vision, SCENES["mixed"])
-    whole, seen = model.encode(media), list[int]()
-    for layer in model.visual.modules():
+    whole, seen, merged = model.encode(media), list[int](), list[int]()
+    for path, layer in model.visual.named_modules():
         if isinstance(layer, torch.nn.Linear):
-            layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+            into = merged if "merger" in path else seen
+            layer.register_forward_pre_hook(lambda _, given, into=into: into.append(len(given[0])))
     for rows in (1, 20, 10_000):
         seen.clear()
-        *pieces, tokens = model.encode_in_pieces(media, rows)
-        assert not any(pieces) and isinstance(tokens, VisionTokens)
+        merged.clear()
+        announced, tokens = in_pieces(model.encode_in_pieces(media), rows)
         torch.testing.assert_close(tokens.embeddings, whole.embeddings, **CLOSE)
         torch.testing.assert_close(tokens.taps, whole.taps, **CLOSE)
         assert tokens.coords.equal(whole.coords)
-        assert max(seen) <= max(rows, model.config.vision.spatial_merge_size**2)
+        patches = sum(len(m.pixels) for m in media)
+        assert max(seen) == min(rows, patches) and max(merged) == min(rows, len(whole))
+        assert all(piece.rows > 0 for piece in announced)
+
+
+@torch.inference_mode()
+def test_a_piece_of_attention_weighs_what_it_sees() -> None:
+    """Rows of a frame cost as many keys as the frame has; everything else costs the same for every row."""
+    model = new_model(CONFIGS["dense-tied"])
+    media = new_media(model.config.vision, SCENES["mixed"])
+    announced, _ = in_pieces(model.encode_in_pieces(media), 10_000)
+    frames = [float(n) for m in media for n in m.lengths()]
+    weights = [piece.weight for piece in announced if piece.kind == "attend"]
+    assert weights == frames * len(model.visual.blocks)
+    assert {piece.weight for piece in announced if piece.kind != "attend"} == {1.0}
