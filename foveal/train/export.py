@@ -47,7 +47,10 @@ def _budget(state: Mapping[str, Any]) -> Budget:
     """Read the budget a run was trained with; a run that is older than this entry had the first edition's."""
     if "budget" not in state:
         return mini.BUDGET
-    return Budget(**{name: tuple(value) if isinstance(value, list) else value for name, value in state["budget"].items()})
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in state["budget"].items()
+    }  # fmt: skip
+    return Budget(**given)
 
 
 def main() -> None:
