@@ -85,19 +85,20 @@ def test_rows_for_people() -> None:
 
 
 def test_what_was_chosen_and_what_overrules_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the choice is by measurement: 8 bits or bfloat16 in bfloat16 files, packed only when allowed; asking decides."""
+    """Where the choice is by measurement: in bfloat16 files bfloat16, packed only when that is allowed; asking decides."""
     config = tiny_config()
     new_checkpoint(config, tmp_path / "own", seed=1, dtype="bfloat16")
     monkeypatch.setattr(choice, "SMALL", 0)
     fast = Limits(1e10, {path: (n * 1e11,) * 3 for path, n in zip(PATHS, (1, 2, 4, 5), strict=True)})
     monkeypatch.setattr(choice, "limits", lambda: fast)
-    chosen = Pipeline.load(tmp_path / "own", bits=0)
+    chosen = Pipeline.load(tmp_path / "own")
     assert chosen.model.dtype == torch.bfloat16 and weights(chosen).startswith("bfloat16: takes")
     asked = Pipeline.load(tmp_path / "own", dtype="float32")
     assert asked.choice is None and weights(asked) == "float32"
+    monkeypatch.setattr(choice, "ACCURATE_BITS", (8,))
+    assert Pipeline.load(tmp_path / "own", bits=0).model.dtype == torch.bfloat16
     if kernels.available():
-        unasked = Pipeline.load(tmp_path / "own")
-        assert packed_bits(unasked.model) == 8 and weights(unasked).startswith("8 bits: takes")
+        assert packed_bits(Pipeline.load(tmp_path / "own").model) == 8
         four = Pipeline.load(tmp_path / "own", bits=4)
         assert weights(four) == "4 bits" and four.choice is None
         save_packed(four.model, tmp_path / "packed", 4, copy_from=tmp_path / "own")
