@@ -889,7 +889,7 @@ AVX2 INLINE void tile_avx2(const int bits, const int count, const uint8_t *codes
     for (int64_t g = 0; g < groups; g++) {
         __m256i part[2][4];
         UNROLL for (int i = 0; i < 2 * count; i++) part[i & 1][i >> 1] = _mm256_setzero_si256();
-        if (width <= 2) UNROLL for (int i = 0; i < block_bytes / 64; i++)
+        if (bits == 8 || width <= 2) UNROLL for (int i = 0; i < block_bytes / 64; i++) /* in 8 bits only few rows come here */
             _mm_prefetch((const char *)codes + AHEAD + 64 * i, _MM_HINT_T0);
         UNROLL for (int quad = 0; quad < 8; quad++) {
             UNROLL for (int half = 0; half < 2; half++) {
