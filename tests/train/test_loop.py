@@ -7,6 +7,7 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from foveal.errors import CheckpointError, ConfigError
 from foveal.generate import Pipeline
 from foveal.model import Qwen3VL
 from foveal.train import checkpoint, teacher
-from foveal.train.data import ExampleMaker, Mix
+from foveal.train.data import Example, ExampleMaker, Mix
 from foveal.train.loop import Settings, Stage, Trainer
 from foveal.train.optimiser import schedule
 from foveal.world import EASY, QUESTION_KINDS
@@ -37,20 +38,26 @@ def _trainer(tiny: Tiny, folder: Path, steps: int = 6, **changes: Any) -> Traine
     return Trainer(model, maker, settings, stages, folder)
 
 
+def _run_until(part: Trainer, last: int) -> None:
+    """Run a trainer that is asked to stop while it does a step."""
+    step = part._train_step
+
+    def stopping(examples: list[Example], stage: Stage) -> dict[str, float]:
+        if part.step + 1 == last:
+            part.stop()
+        return step(examples, stage)
+
+    with mock.patch.object(part, "_train_step", stopping):
+        part.run()
+
+
 def test_resume_is_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
     whole = _trainer(tiny, tmp_path / "whole")
     whole.run()
     # Interrupted in each stage, by a stop asked for during a step.
     for _ in range(6):
         part = _trainer(tiny, tmp_path / "parts")
-        step = part._train_step
-
-        def once(examples: object, stage: object, part: Trainer = part, step: object = step) -> object:
-            part.stop()
-            return step(examples, stage)  # type: ignore[operator]
-
-        part._train_step = once  # type: ignore[method-assign, assignment]
-        part.run()
+        _run_until(part, part.step + 1)
     assert part.step == whole.step == 6
     assert part.next_seed == whole.next_seed == 12
     for name, weight in whole.optimiser.masters.items():
@@ -173,15 +180,7 @@ def test_both_editions_resume_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
     assert whole.next_seed > 4 and whole.accuracy.keys() > set(QUESTION_KINDS)
     for stop in (1, 3, 4):
         part = _second(tiny, tmp_path / "parts", 4)
-        step = part._train_step
-
-        def until(examples: object, stage: object, part: Trainer = part, step: object = step, stop: int = stop) -> object:
-            if part.step + 1 == stop:
-                part.stop()
-            return step(examples, stage)  # type: ignore[operator]
-
-        part._train_step = until  # type: ignore[method-assign, assignment]
-        part.run()
+        _run_until(part, stop)
         assert part.step == stop
     assert part.next_seed == whole.next_seed and part.accuracy == whole.accuracy
     for name, weight in whole.optimiser.masters.items():
