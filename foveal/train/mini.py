@@ -108,7 +108,7 @@ def second_stages() -> list[Stage]:
     Batches are bounded by tokens, because a clip or four pictures are several times as long as a picture of the first edition.
     """
     (first,) = further_stages()
-    return [replace(first, mix=replace(first.mix, cases=0.75, case_kinds=SECOND_KINDS), tokens=3600)]
+    return [replace(first, mix=replace(first.mix, cases=0.75, case_kinds=SECOND_KINDS), tokens=3600, vision=1.0)]
 
 
 def further_settings(steps: int) -> Settings:
