@@ -151,7 +151,8 @@ class Mix:
     """What a stretch of training is fed: pictures of `difficulty`, and a share of clips (of `clips`, where that is given).
 
     counts: questions about numbers that every picture gets besides its own. cases: the share of the second edition, whose kinds
-    are drawn in proportion to `case_kinds`. thinking: how often a question that has its reasoning is answered with it.
+    are drawn in proportion to `case_kinds`; more: questions that a case gets besides its own, at most. thinking: how often a
+    question that has its reasoning is answered with it.
     """
 
     difficulty: Difficulty
@@ -160,6 +161,7 @@ class Mix:
     counts: int = 0
     cases: float = 0.0
     case_kinds: tuple[tuple[str, float], ...] = tuple((kind, 1.0) for kind in CASE_KINDS)
+    more: int = 0
     thinking: float = 0.75
 
     def of_one_size(self, seed: int) -> Mix:
@@ -247,7 +249,7 @@ def make_subject(seed: int, mix: Mix, weights: dict[str, float]) -> Item | Case:
         return make_item(seed, mix, weights)
     share = np.array([weight * weights[kind] for kind, weight in mix.case_kinds])
     kind, _ = mix.case_kinds[int(rng.choice(len(share), p=share / share.sum()))]
-    return make(kind, seed)
+    return make(kind, seed, more=mix.more)
 
 
 def make_item(seed: int, mix: Mix, weights: dict[str, float], split: str = "train") -> Item:

@@ -9,6 +9,7 @@ from typing import Any
 from foveal.errors import ConfigError
 from foveal.world.items import Item
 from foveal.world.kinds import KINDS, QUESTIONS
+from foveal.world.kinds.tools import some
 from foveal.world.questions import Question
 from foveal.world.scene import generator
 from foveal.world.splits import material
@@ -56,17 +57,21 @@ CASE_QUESTIONS: dict[str, tuple[str, ...]] = {
 """The full names of the questions that each kind of case may ask."""
 
 
-def make(kind: str, seed: int, split: str = "train") -> Case:
+def make(kind: str, seed: int, split: str = "train", more: int = 0) -> Case:
     """Make the case of a kind and a seed. Equal arguments give equal cases.
 
     No two splits share a random stream, and the split "test" also has fonts, words, layouts and pairs of colours that no
-    other split has.
+    other split has. `more`: how many questions to ask beside those, at most, of the same kinds; all else is the same. To
+    learn, a picture is worth as many questions as it answers; to examine, few questions of many pictures tell more.
 
     Raises:
-        ConfigError: there is no such kind, or the seed is negative.
+        ConfigError: there is no such kind, or the seed or `more` is negative.
         MissingDependency: a package of the extra `world` is missing.
     """
     if kind not in KINDS:
         raise ConfigError(f"there is no kind {kind!r} of case; kinds are {', '.join(KINDS)}")
-    items, questions = KINDS[kind](generator(seed, split, f"case {kind}"), material(split))
-    return Case(kind, items, questions)
+    if more < 0:
+        raise ConfigError(f"more is {more}; a case has no fewer questions than its own, so give 0 or a larger number")
+    rng = generator(seed, split, f"case {kind}")
+    items, questions, further = KINDS[kind](rng, material(split))
+    return Case(kind, items, (*questions, *some(rng, further, more)))

@@ -38,7 +38,10 @@ from foveal.world.splits import material
 from foveal.world.stamps import glyph_stamp
 
 SEEDS = range(12)
-CASES = {(kind, split): [make(kind, seed, split) for seed in SEEDS] for kind in CASE_KINDS for split in ("train", "test")}
+MORE = {"train": 3, "test": 0}  # what may be asked besides is held to the same truth
+CASES = {
+    (kind, split): [make(kind, seed, split, more) for seed in SEEDS] for kind in CASE_KINDS for split, more in MORE.items()
+}
 
 
 def asked(kind: str, least: int = 4) -> list[tuple[Case, Question]]:
@@ -86,6 +89,22 @@ def test_equal_arguments_give_equal_cases_and_nothing_else_does() -> None:
         assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(one.items, two.items, strict=True))
         for different in (other, next_):
             assert [item.pixels.tobytes() for item in one.items] != [item.pixels.tobytes() for item in different.items]
+
+
+def test_further_questions_are_others_and_change_nothing() -> None:
+    counts = []
+    for kind in CASE_KINDS:
+        for seed in range(6):
+            plain, rich = make(kind, seed), make(kind, seed, more=4)
+            own, further = rich.questions[: len(plain.questions)], rich.questions[len(plain.questions) :]
+            assert own == plain.questions and len(further) <= 4
+            assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(plain.items, rich.items, strict=True))
+            kinds = {(q.kind, q.question, q.answer) for q in rich.questions}
+            assert len(kinds) == len(rich.questions), "the same is asked twice"
+            counts.append(len(further))
+    assert np.mean(counts) > 2
+    with pytest.raises(ConfigError, match="more is -1"):
+        make("needle", 0, more=-1)
 
 
 def test_material_of_the_splits_is_disjoint() -> None:

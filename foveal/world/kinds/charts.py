@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foveal.world.kinds.tools import Made, ask, between, one, size_px, some
+from foveal.world.kinds.tools import Made, ask, between, one, size_px, some, unasked
 from foveal.world.scene import Thing, shade
 from foveal.world.sheet import Sheet
 from foveal.world.splits import RGB, Material
@@ -81,7 +81,10 @@ def chart(rng: np.random.Generator, material: Material) -> Made:
     if all(abs(value - limit) > 0.03 * top for value in values):
         above = [i for i, value in enumerate(values) if value > limit]
         found.append(ask(rng, "chart_above", str(len(above)), item, *([marks[i]] for i in above), named=False, a=str(limit)))
-    return (item,), (found[0], *some(rng, found[1:], 2))
+    asked = (found[0], *some(rng, found[1:], 2))
+    for name, value, mark, label in zip(names, values, marks, labels, strict=True):
+        found.append(ask(rng, "chart_value", f"{value:g}", item, [mark, label], tolerance=_TOLERANCE * top, a=name))
+    return Made((item,), asked, unasked(found, asked))
 
 
 def _spread(rng: np.random.Generator, count: int) -> list[float]:

@@ -14,7 +14,7 @@ from foveal.world.difficulty import Difficulty
 from foveal.world.grounds import passing, textured
 from foveal.world.items import Item
 from foveal.world.kinds.scenes import DRAWN, level_of, think_of
-from foveal.world.kinds.tools import Made, code, one
+from foveal.world.kinds.tools import Made, code, one, unasked
 from foveal.world.phrases import say
 from foveal.world.questions import Question
 from foveal.world.scene import CONTRAST, Idea, Thing, find_room, shade
@@ -54,9 +54,11 @@ def event(rng: np.random.Generator, material: Material) -> Made:
     level = _level(material, 4, (1, 4))
     while True:
         clip = _sample(rng, material, level)
-        found = ask_about_clip(clip, rng, replace(level, max_questions=3).asking(appear_time=2, vanish_time=2, moves=1))
+        level = replace(level, max_questions=3).asking(appear_time=2, vanish_time=2, moves=1)
+        found = ask_about_clip(clip, rng, level)
         if found:
-            return (_film(rng, clip),), found
+            film = _film(rng, clip)
+            return Made((film,), found, unasked(ask_about_clip(clip, rng, level), found))
 
 
 def order(rng: np.random.Generator, material: Material) -> Made:
@@ -71,9 +73,13 @@ def order(rng: np.random.Generator, material: Material) -> Made:
     names = [actor.thing.name for actor in ordered]
     span = (frames[0] / clip.fps, frames[-1] / clip.fps)
     last = (span[1], span[1])
-    return (_film(rng, clip),), (
-        Question("order_list", say(rng, "order_list"), ", ".join(names), boxes, span, frames=frames),
-        Question("order_last", say(rng, "order_last"), names[-1], boxes[-1:], last, frames=frames[-1:]),
+    film = _film(rng, clip)
+    return Made(
+        (film,),
+        (
+            Question("order_list", say(rng, "order_list"), ", ".join(names), boxes, span, frames=frames),
+            Question("order_last", say(rng, "order_last"), names[-1], boxes[-1:], last, frames=frames[-1:]),
+        ),
     )
 
 
@@ -94,7 +100,11 @@ def glimpse(rng: np.random.Generator, material: Material) -> Made:
     hidden = Actor(thing, appear, appear + int(rng.integers(1, 4)))
     clip = replace(clip, actors=(*clip.actors, hidden))
     span, boxes = (appear / clip.fps, (hidden.vanish - 1) / clip.fps), (thing.box,)
-    return (_film(rng, clip),), (
-        Question("glimpse_code", say(rng, "glimpse_code"), secret, boxes, span, frames=(appear,)),
-        Question("glimpse_time", say(rng, "glimpse_time"), seconds(span[0]), boxes, span, frames=(appear,)),
+    film = _film(rng, clip)
+    return Made(
+        (film,),
+        (
+            Question("glimpse_code", say(rng, "glimpse_code"), secret, boxes, span, frames=(appear,)),
+            Question("glimpse_time", say(rng, "glimpse_time"), seconds(span[0]), boxes, span, frames=(appear,)),
+        ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foveal.world.kinds.tools import Made, ask, between, code, one, size_px, some
+from foveal.world.kinds.tools import Made, ask, between, code, one, size_px, some, unasked
 from foveal.world.scene import Box, find_room
 from foveal.world.sheet import Sheet
 from foveal.world.splits import Material
@@ -37,4 +37,8 @@ def needle(rng: np.random.Generator, material: Material) -> Made:
     found = [ask(rng, "needle_code", secret, item, [number], a=key)]
     if other != key:
         found.append(ask(rng, "needle_key", other, item, [other_number], a=other_code))
-    return (item,), tuple(found)
+    further = []
+    for key, secret, number in pairs:
+        further.append(ask(rng, "needle_code", secret, item, [number], a=key))
+        further.append(ask(rng, "needle_key", key, item, [number], a=secret))
+    return Made((item,), tuple(found), unasked(further, found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from foveal.world.colours import PALETTE, far_from
-from foveal.world.kinds.tools import Made, ask, between, date, money, one, size_px, some, value
+from foveal.world.kinds.tools import Made, ask, between, date, money, one, size_px, some, unasked, value
 from foveal.world.questions import Question
 from foveal.world.sheet import Align, Pen, Sheet
 from foveal.world.splits import Material
@@ -79,7 +79,12 @@ def receipt(rng: np.random.Generator, material: Material) -> Made:
         found.append(ask(rng, "receipt_date", day, item, [at["day"]]))
     if layout in ("counted", "stacked"):
         found.append(ask(rng, "receipt_quantity", str(count), item, rows[number], a=name))
-    return (item,), (found[0], *some(rng, found[1:], 2))
+    asked = (found[0], *some(rng, found[1:], 2))
+    for (name, count, cents), row in zip(bought, rows, strict=True):
+        found.append(ask(rng, "receipt_price", f"{sign}{money(count * cents)}", item, row, a=name))
+        if layout in ("counted", "stacked"):
+            found.append(ask(rng, "receipt_quantity", str(count), item, row, a=name))
+    return Made((item,), asked, unasked(found, asked))
 
 
 def form(rng: np.random.Generator, material: Material) -> Made:
@@ -120,7 +125,10 @@ def form(rng: np.random.Generator, material: Material) -> Made:
         for (label, _), text, number in zip(fields, values, at, strict=True)
     ]
     option, ticked, mark = one(rng, ticks)
-    return (item,), (*some(rng, found, 2), ask(rng, "ticked", "yes" if ticked else "no", item, mark, a=option))
+    asked = (*some(rng, found, 2), ask(rng, "ticked", "yes" if ticked else "no", item, mark, a=option))
+    for option, ticked, mark in ticks:
+        found.append(ask(rng, "ticked", "yes" if ticked else "no", item, mark, a=option))
+    return Made((item,), asked, unasked(found, asked))
 
 
 def tick(sheet: Sheet, pen: Pen, option: str, x: int, y: int, ticked: bool) -> list[int]:
@@ -169,11 +177,17 @@ def table(rng: np.random.Generator, material: Material) -> Made:
     item = sheet.finish(between(rng, 10, 28))
     i, j, k = between(rng, 0, len(rows) - 1), between(rng, 0, len(columns) - 1), between(rng, 0, len(columns) - 1)
     best, most = ((cells[:, k].argmax(), "highest"), (cells[:, k].argmin(), "lowest"))[between(rng, 0, 1)]
-    return (item,), (
+    asked = (
         ask(rng, "table_cell", str(cells[i, j]), item, [at[i, j]], a=rows[i], b=columns[j].lower()),
         ask(rng, "table_extreme", rows[best], item, [labels[best], at[best, k]], a=most, b=columns[k].lower()),
         ask(rng, "table_name", columns[j], item, [heads[j]], a=_ORDER[j]),
     )
+    found = []
+    for j, column in enumerate(columns):
+        found.append(ask(rng, "table_name", column, item, [heads[j]], a=_ORDER[j]))
+        for i in some(rng, range(len(rows)), 2):
+            found.append(ask(rng, "table_cell", str(cells[i, j]), item, [at[i, j]], a=rows[i], b=column.lower()))
+    return Made((item,), asked, unasked(found, asked))
 
 
 def paragraph(rng: np.random.Generator, material: Material) -> Made:
@@ -221,4 +235,10 @@ def paragraph(rng: np.random.Generator, material: Material) -> Made:
     found.append(ask(rng, "paragraph_line", read, item, [at[i] for i in lines[row]], a=_ORDER[row]))
     if others:
         found.append(ask(rng, "paragraph_marked", words[marked], item, [at[marked]], c=bright.ink))
-    return (item,), tuple(some(rng, found, 3))
+    asked = tuple(some(rng, found, 3))
+    for number in some(rng, range(len(words) - 1), 2):
+        found.append(ask(rng, "paragraph_after", words[number + 1], item, at[number : number + 2], a=words[number]))
+    for row in some(rng, range(min(4, len(lines))), 1):
+        read = " ".join(shown[i] for i in lines[row])
+        found.append(ask(rng, "paragraph_line", read, item, [at[i] for i in lines[row]], a=_ORDER[row]))
+    return Made((item,), asked, unasked(found, asked))

@@ -13,7 +13,7 @@ from foveal.world.difficulty import ICON_KINDS, SHAPE_KINDS, Difficulty
 from foveal.world.emoji import EMOJI
 from foveal.world.grounds import textured
 from foveal.world.items import Item
-from foveal.world.kinds.tools import Made, ask, between, one, some
+from foveal.world.kinds.tools import Made, ask, between, one, some, unasked
 from foveal.world.phrases import plural, say
 from foveal.world.questions import Question, box_answer, reading_order, references
 from foveal.world.scene import (
@@ -112,7 +112,14 @@ def emoji(rng: np.random.Generator, material: Material) -> Made:
         found.append(ask(rng, "emoji_find", box_answer([(thing.box, thing.kind)], scene.size), item, [i], a=thing.kind))
     if len(scene.things) == 1:
         found.append(ask(rng, "emoji_only", scene.things[0].kind, item, [0]))
-    return (item,), tuple(some(rng, found, 3))
+    asked = tuple(some(rng, found, 3))
+    for i in _single(scene, "colour"):
+        found.append(ask(rng, "emoji_name", scene.things[i].kind, item, [i], c=scene.things[i].colour))
+    for i in some(rng, _single(scene, "kind"), 2):
+        thing = scene.things[i]
+        found.append(ask(rng, "emoji_colour", thing.colour, item, [i], a=thing.kind))
+        found.append(ask(rng, "emoji_find", box_answer([(thing.box, thing.kind)], scene.size), item, [i], a=thing.kind))
+    return Made((item,), asked, unasked(found, asked))
 
 
 def absent(rng: np.random.Generator, material: Material) -> Made:
@@ -125,9 +132,11 @@ def absent(rng: np.random.Generator, material: Material) -> Made:
     missing = [(c, k) for k in DRAWN for c in material.colours(k) if (c, k) not in names]
     near = [(c, k) for c, k in missing if c in colours or k in [idea.kind for idea in there]]
     found = []
-    for i in some(rng, range(len(names)), between(rng, 0, 2)):
+    present = some(rng, range(len(names)), between(rng, 0, 2))
+    for i in present:
         found.append(ask(rng, "absent_one", "yes", item, [i], a=" ".join(names[i])))
-    for name in some(rng, near if len(near) > 1 and rng.random() < 0.5 else missing, 2 - len(found)):
+    lacking = some(rng, near if len(near) > 1 and rng.random() < 0.5 else missing, 2 - len(found))
+    for name in lacking:
         found.append(ask(rng, "absent_one", "no", item, a=" ".join(name)))
     found = some(rng, found, 2)
     shown = sorted({kind for _, kind in names})
@@ -138,7 +147,12 @@ def absent(rng: np.random.Generator, material: Material) -> Made:
     answer = ", ".join(kind for kind in asked if kind not in shown) or "none"
     seen = [[i] for i, thing in enumerate(scene.things) if thing.kind in asked]
     found.append(ask(rng, "absent_list", answer, item, *seen, named=False, a=", ".join(asked)))
-    return (item,), tuple(found)
+    further = []
+    for i in some(rng, [i for i in range(len(names)) if i not in present], 2):
+        further.append(ask(rng, "absent_one", "yes", item, [i], a=" ".join(names[i])))
+    for name in some(rng, [name for name in near if name not in lacking], len(further)):
+        further.append(ask(rng, "absent_one", "no", item, a=" ".join(name)))
+    return Made((item,), tuple(found), further)
 
 
 def far(rng: np.random.Generator, material: Material) -> Made:
@@ -185,7 +199,7 @@ def far(rng: np.random.Generator, material: Material) -> Made:
         answer = "yes" if things[0].kind == things[1].kind else "no"
         found = ask(rng, "far_same", answer, item, [0], [1], a=a, b=b)
     alike = "yes" if things[0].colour == things[1].colour else "no"
-    return (item,), (found, ask(rng, "far_colour", alike, item, [0], [1], a=a, b=b))
+    return Made((item,), (found, ask(rng, "far_colour", alike, item, [0], [1], a=a, b=b)))
 
 
 def _corner_boxes(size: tuple[int, int]) -> list[Box]:
@@ -208,17 +222,24 @@ def pictures(rng: np.random.Generator, material: Material) -> Made:
             break
     items = tuple(show(rng, scene) for scene in scenes)
     everything = [(number, thing) for number, scene in enumerate(scenes) for thing in scene.things]
-    found = []
     names = Counter(thing.name for _, thing in everything)
-    for number, thing in some(rng, [(n, thing) for n, thing in everything if names[thing.name] == 1], 1):
-        text = say(rng, "pictures_which", a=thing.name)
-        found.append(Question("pictures_which", text, str(number + 1), (thing.box,), names=(thing.name,), pictures=(number,)))
+
+    def which(most: int) -> list[Question]:
+        return [
+            Question(
+                "pictures_which", say(rng, "pictures_which", a=thing.name), str(number + 1), (thing.box,), names=(thing.name,),
+                pictures=(number,),
+            )
+            for number, thing in some(rng, [(n, thing) for n, thing in everything if names[thing.name] == 1], most)
+        ]  # fmt: skip
+
+    found = which(1)
     kind = one(rng, everything)[1].kind
     group = [(number, thing) for number, thing in everything if thing.kind == kind]
     boxes, places = tuple(thing.box for _, thing in group), tuple(number for number, _ in group)
     text = say(rng, "pictures_count", s=plural(kind))
     found.append(Question("pictures_count", text, str(len(group)), boxes, names=(plural(kind),), pictures=places))
-    return items, tuple(found)
+    return Made(items, tuple(found), unasked(which(3), found))
 
 
 def _changed(rng: np.random.Generator, material: Material, level: Difficulty) -> Made:
@@ -237,12 +258,13 @@ def _changed(rng: np.random.Generator, material: Material, level: Difficulty) ->
     canvas = textured(rng, scene.background, scene.size)
     items = scene_item(scene, canvas), scene_item(after, canvas)
     boxes = (old.box, new.box)
-    return items, (
+    asked = (
         Question("pictures_changed", say(rng, "pictures_changed"), old.kind, boxes, pictures=(0, 1)),
         Question(
             "pictures_colour", say(rng, "pictures_colour", a=old.kind), colour, boxes[1:], names=(old.kind,), pictures=(1,)
         ),
     )
+    return Made(items, asked)
 
 
 def turns(rng: np.random.Generator, material: Material) -> Made:
@@ -265,7 +287,7 @@ def turns(rng: np.random.Generator, material: Material) -> Made:
         second = ask(rng, "turns_others", str(len(rest)), item, *rest)
     else:
         second = ask(rng, "turns_find", box_answer([(it.box, it.kind)], scene.size), item, [i])
-    return (item,), (first, second)
+    return Made((item,), (first, second))
 
 
 def _distance(a: Thing, b: Thing) -> float:
@@ -300,4 +322,4 @@ def reasoned(rng: np.random.Generator, material: Material) -> Made:
     what = plural(kind) if kind else "things"
     thinking = f"The {what} in the picture:\n" + "\n".join(lines) + f"\nThat makes {len(group)}."
     numbers = [[i for i, thing in enumerate(scene.things) if thing is member] for member in group]
-    return (item,), (ask(rng, "reasoned_count", str(len(group)), item, *numbers, thinking=thinking, s=what),)
+    return Made((item,), (ask(rng, "reasoned_count", str(len(group)), item, *numbers, thinking=thinking, s=what),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from foveal.world.kinds.papers import tick
-from foveal.world.kinds.tools import Made, ask, between, one, size_px, some, value
+from foveal.world.kinds.tools import Made, ask, between, one, size_px, some, unasked, value
 from foveal.world.phrases import say
 from foveal.world.questions import Question, box_answer
 from foveal.world.sheet import Pen, Sheet
@@ -69,19 +69,26 @@ def screen(rng: np.random.Generator, material: Material) -> Made:
         caption = Pen(pen.face, pen.px, sheet.tone, sheet.ground) if filled else pen
         sheet.text(caption, action, (box[0] + box[2]) / 2, (box[1] + box[3] + pen.px) / 2, "centre")
     item = sheet.finish(between(rng, 0, 24))
+
+    def find(target: int) -> Question:
+        name, box = actions[target], item.things[buttons[target]].box
+        question = say(rng, "screen_find", a=name, b=name.lower())
+        return Question("screen_find", question, box_answer([(box, name)], item.pixels.shape[1:3]), (box,), names=(name,))
+
     number, target = between(rng, 0, len(actions) - 2), between(rng, 0, len(actions) - 1)
-    found = item.things[buttons[target]].box
-    height_px, width_px = item.pixels.shape[1:3]
     beside = "screen_below" if layout == "side" else "screen_beside"
     option, ticked, mark = one(rng, ticks)
     (label_text, _), text, at = one(rng, list(zip(fields, values, at_fields, strict=True)))
-    name = actions[target]
     rest = [
         ask(rng, "screen_value", text, item, [at], a=label_text),
         ask(rng, beside, actions[number + 1], item, [buttons[number], buttons[number + 1]], a=actions[number]),
         ask(rng, "ticked", "yes" if ticked else "no", item, mark, a=option),
         ask(rng, "screen_title", title, item, [at_title]),
     ]
-    question = say(rng, "screen_find", a=name, b=name.lower())
-    find = Question("screen_find", question, box_answer([(found, name)], (height_px, width_px)), (found,), names=(name,))
-    return (item,), (find, *some(rng, rest, 2))
+    asked = (find(target), *some(rng, rest, 2))
+    rest += [find(i) for i in some(rng, range(len(actions)), 2)]
+    for (label_text, _), text, at in zip(fields, values, at_fields, strict=True):
+        rest.append(ask(rng, "screen_value", text, item, [at], a=label_text))
+    for option, ticked, mark in ticks:
+        rest.append(ask(rng, "ticked", "yes" if ticked else "no", item, mark, a=option))
+    return Made((item,), asked, unasked(rest, asked))

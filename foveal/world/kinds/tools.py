@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,8 +14,15 @@ from foveal.world.sheet import union
 from foveal.world.splits import Material
 
 T = TypeVar("T")
-Made = tuple[tuple[Item, ...], tuple[Question, ...]]
 CODE_CHARACTERS = "ABCDEFGHJKLMNPRSTUVWXYZ23456789"  # without those that look alike in some font: I, O, Q, 0, 1
+
+
+class Made(NamedTuple):
+    """What is shown, what is asked about it, and what else may be: drawn last, so that nothing else depends on it."""
+
+    items: tuple[Item, ...]
+    questions: tuple[Question, ...]
+    further: Sequence[Question] = ()
 
 
 def one(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -44,6 +51,17 @@ def code(rng: np.random.Generator, length: int = 4) -> str:
         text = "".join(one(rng, CODE_CHARACTERS) for _ in range(length))
         if not text.isalpha() and not text.isdigit():
             return text
+
+
+def unasked(found: Sequence[Question], asked: Sequence[Question]) -> list[Question]:
+    """List what was found and not asked, each once: other words for the same question and answer are the same."""
+    said = {_gist(question) for question in asked}
+    rest = {_gist(question): question for question in found}
+    return [question for gist, question in rest.items() if gist not in said]
+
+
+def _gist(question: Question) -> tuple[str, tuple[str, ...], str]:
+    return question.kind, question.names, question.answer
 
 
 def money(cents: int) -> str:
