@@ -9,8 +9,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 demo: .venv/installed
 	@$(BIN)/python -m foveal.demo
 
+# A worker a core: what one waits for, a subprocess or a disk, the other computes in.
 test: .venv/dev
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 train: .venv/installed
 	@$(BIN)/python -m foveal.train runs/mini

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -12,7 +13,8 @@ from hypothesis import settings
 
 from tests.kernel_paths import path  # noqa: F401  a fixture
 
-torch.set_num_threads(2)
+# Beside other workers one thread each, or they wait for each other; kernels are tested with both all the same.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 settings.register_profile("foveal", deadline=None, derandomize=True, database=None)
 settings.load_profile("foveal")
 
