@@ -13,54 +13,30 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from foveal.engine.blocks import BlockPool
+from foveal.engine.jobs import Jobs
 from foveal.engine.memory import Memory, plan_memory
 from foveal.engine.metrics import Metrics
 from foveal.engine.prepare import Preparation, step_back
-from foveal.engine.request import Delta, Job, Request, Sample, Stream, TokenLogprob
-from foveal.engine.runner import Runner, Work
+from foveal.engine.replies import Replies
+from foveal.engine.request import Delta, Job, Request, Stream, TokenLogprob
+from foveal.engine.runner import Runner
 from foveal.engine.scheduler import Scheduler
-from foveal.engine.vision import VisionCache, VisionStage
+from foveal.engine.settings import Settings
+from foveal.engine.vision import VisionCache
 from foveal.errors import BusyError, CapacityError, EngineError
 from foveal.generate import Pipeline
 from foveal.model.paged import KVPool
 from foveal.processor import Request as Prompt
-from foveal.reply import FinishReason, Piece, ReplyStream
-from foveal.sampler import Sampler, Sampling
+from foveal.sampler import Sampling
 
 __all__ = [
     "BusyError", "CapacityError", "Delta", "Engine", "EngineError", "Memory", "Request", "Settings", "Stream", "TokenLogprob",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an engine works. None of it changes what is said.
-
-    memory_bytes: of the whole process; None is what is free, less a margin. num_blocks: decides instead, for tests.
-    vision_bytes: of vision tokens kept for later; None is a share of the memory. block_size: tokens a block.
-    max_running: replies in a batch. max_waiting: requests that may wait; more are refused. step_tokens: rows of prompts a step
-    reads at most. slowdown: how many times longer than undisturbed a decoding step may take; None does not look at the clock.
-    speculation: "auto" guesses while it pays, "always" whether or not. workers: threads that read media.
-    """
-
-    memory_bytes: int | None = None
-    num_blocks: int | None = None
-    vision_bytes: int | None = None
-    block_size: int = 16
-    max_running: int = 16
-    max_waiting: int = 256
-    step_tokens: int = 512
-    slowdown: float | None = 3.0
-    speculation: Literal["auto", "always", "never"] = "auto"
-    prefix_caching: bool = True
-    workers: int = 2
 
 
 class Engine:
@@ -77,7 +53,6 @@ class Engine:
         )  # fmt: skip
         self.metrics = Metrics()
         self.vision_cache = VisionCache(self.memory.vision_bytes)
-        self.vision = VisionStage(model, self.vision_cache, self._encoding_took)
         config = pipeline.processor.config
         self.scheduler = Scheduler(
             self.pool, self.store, self.metrics, max_running=s.max_running, step_tokens=s.step_tokens, slowdown=s.slowdown,
@@ -86,7 +61,9 @@ class Engine:
         )  # fmt: skip
         self._runner = Runner(model, lambda key: self.vision_cache.peek(key))
         self._preparation = Preparation(pipeline, self.pool, str(self.store.store.dtype))
-        self._jobs: dict[int, Job] = {}
+        self._jobs = Jobs(pipeline, s, self.scheduler, self.vision_cache, self.metrics)
+        self._replies = Replies(self._jobs, self.scheduler, self.metrics)
+        self.vision = self._jobs.vision
         self._number = 0
         self._inbox: deque[Callable[[], None]] = deque()  # what other threads want done between steps
         self._mutex, self._stepping = threading.Lock(), threading.RLock()
@@ -106,7 +83,7 @@ class Engine:
         with self._mutex:
             if self._closed:
                 raise EngineError("the engine is closed")
-            waiting = sum(1 for job in list(self._jobs.values()) if not job.samples)
+            waiting = sum(1 for job in self._jobs if not job.samples)
             if waiting >= self.settings.max_waiting:
                 self.metrics.requests["refused"] += 1
                 raise BusyError(f"{waiting} requests wait already, the limit is {self.settings.max_waiting}; try again later")
@@ -115,7 +92,7 @@ class Engine:
             if not callable(request.prompt):
                 self._check(job, request.prompt)
             self.metrics.requests["submitted"] += 1
-            self._jobs[job.number] = job
+            self._jobs.add(job)
             if self.background and self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="foveal-engine", daemon=True)
                 self._thread.start()
@@ -143,7 +120,7 @@ class Engine:
 
     def cancel(self, number: int) -> None:
         """End a request; see `Stream.cancel`."""
-        self._post(lambda: self._cancel(number))
+        self._post(lambda: self._jobs.cancel(number))
         if not self.background and self._stepping.acquire(blocking=False):
             try:
                 self._drain()
@@ -160,8 +137,8 @@ class Engine:
         self._workers.shutdown(wait=True, cancel_futures=True)
         with self._stepping:
             self._drain()
-            for job in list(self._jobs.values()):
-                self._end(job, EngineError("the engine was closed before the reply ended"))
+            for job in self._jobs:
+                self._jobs.end(job, EngineError("the engine was closed before the reply ended"))
 
     def __enter__(self) -> Engine:
         return self
@@ -185,7 +162,7 @@ class Engine:
         """Do one step: media that became ready, some encoding, one forward pass. Return False where there was nothing to do."""
         with self._stepping, torch.inference_mode():
             moved = self._drain()
-            plan = self.scheduler.plan(self._encoded, len(self.vision) > 0)
+            plan = self.scheduler.plan(self._jobs.encoded, len(self.vision) > 0)
             took = self.vision.work(plan.encode_s) if len(self.vision) else 0.0
             work = [one for one in plan.work if not one.sample.job.done]
             if work:
@@ -196,86 +173,10 @@ class Engine:
                 self.scheduler.pace.note(decoded, rows - decoded, time.perf_counter() - began)
                 self.metrics.steps += 1
                 for one, result in zip(work, results, strict=True):
-                    self._commit(one, result)
+                    self._replies.take(one, result)
             return bool(work) or took > 0 or moved
 
-    def _commit(self, work: Work, result: np.ndarray | Exception) -> None:
-        """Take a work's result into its sample."""
-        sample, job = work.sample, work.sample.job
-        if job.done:
-            return
-        if isinstance(result, Exception):
-            self._end(job, result)
-            return
-        try:
-            if not work.draft:
-                self.metrics.tokens["prefilled" if work.rows > 1 else "decoded"] += work.rows
-                self.scheduler.keep(sample)
-            if work.outputs:
-                if job.first_token_s == 0.0:
-                    self._first(sample, result[0])
-                else:
-                    self._say(sample, result, work.draft)
-                    if not work.sample.cache.blocks:
-                        return
-                sample.cache.truncate(min(sample.cache.length, sample.known - 1))
-                self.scheduler.keep(sample)
-        except Exception as error:
-            self._end(job, error)
-
-    def _first(self, sample: Sample, row: np.ndarray) -> None:
-        """The prompt is read: let all replies say their first token, and go on from here."""
-        job = sample.job
-        job.first_token_s = job.last_token_s = time.perf_counter()
-        self.metrics.first_token_s.append(job.first_token_s - job.submitted_s)
-        for index in range(1, job.request.n):
-            child = self._sample(job, index)
-            if not self.scheduler.fork(sample, child):
-                self.scheduler.add(child)
-        for one in list(job.samples):
-            self._say(one, row[None], ())
-        self._unpin(job)
-
-    def _say(self, sample: Sample, rows: np.ndarray, draft: tuple[int, ...]) -> None:
-        """Choose tokens from logits (1 + guesses, R) for as long as the guesses come true, and pass them on."""
-        ids: list[int] = []
-        pieces: list[Piece] = []
-        logprobs: list[TokenLogprob] = []
-        for at, row in enumerate(rows):
-            token = sample.reply.next_forced()
-            if token is None:
-                token = sample.sampler(row)
-            else:
-                sample.sampler.note(token)
-            ids.append(token)
-            if sample.job.request.logprobs is not None:
-                logprobs.append(TokenLogprob.of(row, token, sample.job.request.logprobs))
-            pieces += sample.reply.push(token)
-            if sample.reply.finish_reason is not None or at == len(draft) or token != draft[at]:
-                break
-        now, job = time.perf_counter(), sample.job
-        self.metrics.tokens["generated"] += len(ids)
-        if draft:
-            self.metrics.tokens["drafted"] += len(draft)
-            self.metrics.tokens["accepted"] += len(ids) - 1
-            sample.speculation.note(len(draft), len(ids) - 1)
-        if now > job.last_token_s:
-            self.metrics.between_tokens_s.append((now - job.last_token_s) / len(ids))
-        job.last_token_s = now
-        reason: FinishReason | None = sample.reply.finish_reason
-        if reason is not None:
-            pieces += sample.reply.flush()
-            reason = sample.reply.finish_reason
-        job.outbox.put(Delta(sample.index, tuple(ids), tuple(pieces), tuple(logprobs), reason))
-        if reason is not None:
-            sample.cache.truncate(min(sample.cache.length, sample.known - 1))
-            self.scheduler.keep(sample)
-            self.scheduler.remove(sample)
-            self.metrics.requests[f"finished_{reason}"] += 1
-            if all(one.reply.finish_reason is not None for one in job.samples):
-                self._end(job)
-
-    # --- requests come and go ---------------------------------------------------------------------------------------
+    # --- requests come -------------------------------------------------------------------------------------------------
 
     def _check(self, job: Job, prompt: Prompt) -> None:
         try:
@@ -294,7 +195,7 @@ class Engine:
             self._preparation.fill(job, prompt)
         except Exception as error:
             problem = error
-            self._post(lambda: self._end(job, problem))
+            self._post(lambda: self._jobs.end(job, problem))
         else:
             self._post(lambda: self._ready(job))
 
@@ -302,80 +203,7 @@ class Engine:
         if not job.done:
             assert job.prompt is not None
             self.metrics.tokens["prompt"] += len(job.prompt.sequence)
-            self.scheduler.add(self._sample(job, 0))
-
-    def _sample(self, job: Job, index: int) -> Sample:
-        assert job.prompt is not None and job.keys is not None
-        sampling, processor = job.request.sampling, self.pipeline.processor
-        if sampling.seed is not None:
-            sampling = replace(sampling, seed=sampling.seed + index)
-        reply = ReplyStream(
-            processor.tokenizer, sampling, end_ids=processor.end_ids, opens_thinking=job.prompt.opens_thinking, room=job.room
-        )
-        sampler = Sampler(sampling, job.prompt.sequence.token_ids.tolist())
-        sample = Sample(job, index, sampler, reply, self.store, job.keys if job.request.n == 1 else job.keys.copy())
-        sample.speculation.always = self.settings.speculation == "always"
-        job.samples.append(sample)
-        return sample
-
-    def _encoded(self, job: Job, medium: int) -> bool:
-        """Tell whether a medium's vision tokens are there, and hold them for the job; ask for them where not."""
-        key = job.digests[medium]
-        if key in job.pins:
-            return True
-        if key in self.vision_cache:
-            self.vision_cache.pin(key)
-            self.vision_cache.hits += key not in job.asked
-            job.pins.add(key)
-            return True
-        if key not in job.asked:
-            assert job.prompt is not None
-            job.asked.add(key)
-
-            def done(error: BaseException | None) -> None:
-                if error is not None:
-                    self._end(job, error)
-                elif not job.done and key not in job.pins:
-                    self.vision_cache.pin(key)
-                    job.pins.add(key)
-
-            self.vision.want(key, job.prompt.patches[medium], job.number, done)
-        return False
-
-    def _encoding_took(self, number: int, seconds: float) -> None:
-        if (job := self._jobs.get(number)) is not None:
-            job.encode_s += seconds
-
-    def _unpin(self, job: Job) -> None:
-        for key in job.pins:
-            self.vision_cache.unpin(key)
-        job.pins.clear()
-        job.asked.clear()
-
-    def _cancel(self, number: int) -> None:
-        job = self._jobs.get(number)
-        if job is None or job.done:
-            return
-        self.metrics.requests["cancelled"] += 1
-        for sample in job.samples:
-            if sample.reply.finish_reason is None:
-                pieces = tuple(sample.reply.flush())
-                sample.reply.finish_reason = "cancelled"
-                job.outbox.put(Delta(sample.index, (), pieces, (), "cancelled"))
-        self._end(job)
-
-    def _end(self, job: Job, error: BaseException | None = None) -> None:
-        """Give back all a job holds, and tell its reader."""
-        if job.done:
-            return
-        if error is not None:
-            self.metrics.requests["failed"] += 1
-        for sample in job.samples:
-            self.scheduler.remove(sample)
-        self.vision.drop(job.number)
-        self._unpin(job)
-        self._jobs.pop(job.number, None)
-        job.outbox.close(error)
+            self.scheduler.add(self._jobs.sample(job, 0))
 
     # --- threads ----------------------------------------------------------------------------------------------------
 
@@ -399,14 +227,14 @@ class Engine:
                     self._wake.wait()
             except Exception as error:  # a bug of ours must not leave readers waiting
                 with self._stepping:
-                    for job in list(self._jobs.values()):
+                    for job in self._jobs:
                         failure = EngineError(f"a step of the engine failed: {error!r}")
                         failure.__cause__ = error
-                        self._end(job, failure)
+                        self._jobs.end(job, failure)
                 self._wake.wait()  # nothing is left to do
 
 
 def _forgotten(engine: weakref.ref[Engine], number: int) -> None:
     """Nobody can read a stream any more: end its request."""
     if (alive := engine()) is not None:
-        alive._post(lambda: alive._cancel(number))
+        alive._post(lambda: alive._jobs.cancel(number))

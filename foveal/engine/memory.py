@@ -13,7 +13,7 @@ from foveal.generate import Pipeline
 from foveal.model.quantize import num_bytes
 
 if TYPE_CHECKING:
-    from foveal.engine import Settings
+    from foveal.engine.settings import Settings
 
 MARGIN = 0.1  # of what is free, left to others
 VISION_SHARE = 0.15  # of what remains for caches

@@ -166,7 +166,7 @@ def assert_all_ended(one: Engine, ends: Counter[str]) -> None:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     expected()
-    monkeypatch.setattr("foveal.engine.Sampler", Faulty)
+    monkeypatch.setattr("foveal.engine.jobs.Sampler", Faulty)
     return monkeypatch
 
 
