@@ -4,8 +4,8 @@ usage: python bench/engine.py [--model 2B] [--layers N] [--bits 8|4|0] [--rows o
 
 MODEL: 2B is made in memory with random weights and packed (it needs 12 GB for a moment), with fewer layers for a quick trial;
 "embedded" or a folder is loaded instead. Every reading has its baseline beside it, by turns, in the same process; medians of
-all runs. The whole takes about half an hour on two cores, most of it the 1600x1200 picture that arrives beside a reply (gaps)
-and eight requests one after another (batch).
+all runs. Each row says how many minutes it took, so that it can be run by itself: --keep puts it among the rows of the same day
+that are kept already, in place of one of the same claim, model, layers and bits.
 
 Random weights say nothing that could be copied or guessed, so the two rows about speculation put words into the model's mouth:
 the work of a step is done, and the sampler then says the next word of a page of this project. Prints a table and, last, one
@@ -20,6 +20,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -58,6 +59,7 @@ from foveal.standin import write_companions
 
 HERE = Path(__file__).parent
 REPLY = 64  # tokens of a reply
+QUIET_S = 15.0  # that a reply goes on by itself, at most, to see what the machine does to its tokens
 WHOLE = Sampling(max_tokens=REPLY, ignore_end=True, loop_guard=None)
 QUESTIONS = ("What is here?", "Which colour?")
 numbers = itertools.count()
@@ -74,17 +76,22 @@ class Row:
     unit: str = "x"
     ours: list[float] = field(default_factory=list)
     base: list[float] = field(default_factory=list)
+    beside: dict[str, list[float]] = field(default_factory=dict)  # what else to know of the same runs, by what it is
 
-    def add(self, ours: float, base: float) -> None:
+    def add(self, ours: float, base: float, **beside: float) -> None:
         self.ours.append(ours)
         self.base.append(base)
+        for name, value in beside.items():
+            self.beside.setdefault(name, []).append(value)
 
     def result(self) -> dict[str, Any]:
         ours, base = statistics.median(self.ours), statistics.median(self.base)
         value = self.figure(ours, base)
         kept = value >= self.bar if self.at_least else value <= self.bar
         return {"what": self.what, "ours": ours, "baseline": base, "value": value, "unit": self.unit, "bar": self.bar,
-                "at_least": self.at_least, "kept": kept, "readings": {"ours": self.ours, "baseline": self.base}}  # fmt: skip
+                "at_least": self.at_least, "kept": kept, "runs": len(self.ours),
+                "readings": {"ours": self.ours, "baseline": self.base},
+                "beside": {name: statistics.median(values) for name, values in self.beside.items()}}  # fmt: skip
 
 
 def share(ours: float, base: float) -> float:
@@ -173,7 +180,7 @@ def turns(pipeline: Pipeline, runs: int) -> list[Row]:
     row = Row("second turn, first token", share, 0.10, False)
     tokenizer, said = pipeline.processor.tokenizer, "A red circle stands left of a blue square, and nothing else is there."
     ids = tokenizer.encode_text(said)[:REPLY]
-    with engine(pipeline) as one, mock.patch("foveal.engine.Sampler", Scripted):
+    with engine(pipeline) as one, mock.patch("foveal.engine.jobs.Sampler", Scripted):
         for _ in range(runs):
             part = {"type": "image", "image": picture(640, 480)}
             first = [{"role": "user", "content": [part, {"type": "text", "text": QUESTIONS[0]}]}]
@@ -187,21 +194,32 @@ def turns(pipeline: Pipeline, runs: int) -> list[Row]:
     return [row]
 
 
-def batch(pipeline: Pipeline, runs: int) -> list[Row]:
-    """Eight pictures of 320x240, 64 tokens each: tokens a second from the first request to the last token, pictures too."""
-    row = Row("8 requests at once, tokens/s", lambda a, b: a / b, 2.5, True)
+def batch(pipeline: Pipeline, runs: int, size: tuple[int, int] = (320, 240), at_least: float = 2.5) -> list[Row]:
+    """Eight pictures, 64 tokens each: tokens a second from the first request to the last token, pictures too.
+
+    Beside it, of one after another, what nobody can share (the times to the first token, added) and what eight can; with the
+    time of a step of eight rows over that of one this gives the largest ratio there is.
+    """
+    row = Row(f"8 requests at once, {size[0]}x{size[1]}, tokens/s", lambda a, b: a / b, at_least, True)
     with engine(pipeline, speculation="never") as one:
 
-        def tokens_s(at_once: int) -> float:
-            requests = [Request(asked(pipeline, QUESTIONS[0], picture(320, 240)), WHOLE) for _ in range(8)]
-            began = time.perf_counter()
+        def taken(at_once: int) -> tuple[float, list[Stream]]:
+            requests = [Request(asked(pipeline, QUESTIONS[0], picture(*size)), WHOLE) for _ in range(8)]
+            streams, began = list[Stream](), time.perf_counter()
             for start in range(0, len(requests), at_once):
-                for stream in [one.submit(request) for request in requests[start : start + at_once]]:
+                streams += (batch := [one.submit(request) for request in requests[start : start + at_once]])
+                for stream in batch:
                     _ = stream.answer
-            return 8 * REPLY / (time.perf_counter() - began)
+            return time.perf_counter() - began, streams
 
         for _ in range(runs):
-            row.add(tokens_s(8), tokens_s(1))
+            together, _ = taken(8)
+            apart, streams = taken(1)
+            first = sum(stream.answer.stats.first_token_s for stream in streams)
+            alone, eight = (one.scheduler.pace.decode_s(rows) or math.nan for rows in (1, 8))
+            most = apart / (first + (apart - first) * eight / alone / 8)
+            row.add(8 * REPLY / together, 8 * REPLY / apart, together_s=together, apart_s=apart, apart_first_tokens_s=first,
+                    step_of_1_s=alone, step_of_8_s=eight, largest_ratio=most)  # fmt: skip
     return [row]
 
 
@@ -244,27 +262,40 @@ def transformers(runs: int, bits: int | None) -> list[Row]:
 
 
 def gaps(pipeline: Pipeline, runs: int) -> list[Row]:
-    """The longest time between two tokens of a reply while a large picture is read, encoded and prefilled."""
+    """The longest time between two tokens of a reply while a large picture is read, encoded and prefilled.
+
+    Beside it how much of that is this machine's: the longest gap of the same reply once nobody comes any more, of as many
+    tokens, or as many as go into QUIET_S seconds, over the same median.
+    """
     row = Row("between tokens beside a 1600x1200 picture, worst", share, 3.0, False)
-    quiet = 16
+    before = 16
     with engine(pipeline, speculation="never") as one:
         for _ in range(runs):
             seen = picture(1600, 1200)
             question = f"{next(numbers)} " + "Tell me all. " * 8
             talks = one.submit(Request(asked(pipeline, question), replace(WHOLE, max_tokens=4000)))
-            streams, times = [talks], list[float]()
-            ended = one.metrics.requests["finished_length"]
+            comes: Stream | None = None
+            times, ended = list[float](), one.metrics.requests["finished_length"]
+            until, enough = 0, math.inf  # the gap in which the picture was done, and the one that is the last to be timed
             for at, _count in arrivals_s(talks):
                 times.append(at)
-                if len(times) == 1 + quiet:
-                    streams.append(one.submit(Request(asked(pipeline, QUESTIONS[0], seen), replace(WHOLE, max_tokens=1))))
-                if one.metrics.requests["finished_length"] > ended:
+                if len(times) == 1 + before:
+                    comes = one.submit(Request(asked(pipeline, QUESTIONS[0], seen), replace(WHOLE, max_tokens=1)))
+                if not until and one.metrics.requests["finished_length"] > ended:
+                    until = len(times)
+                    enough = until + min(until, QUIET_S / float(np.median(np.diff(times[: 1 + before]))))
+                if len(times) > enough:
                     break
-            for stream in streams:
-                stream.cancel()
-            assert streams[1].answer.finish_reason == "length", "the reply ended before the picture was read"
+            talks.cancel()
+            assert comes is not None and until and comes.answer.finish_reason == "length", "the picture was not read in time"
             between = np.diff(times)
-            row.add(float(between[quiet:].max()), float(np.median(between[:quiet])))
+            base, beside, undisturbed = float(np.median(between[:before])), between[before:until], between[until + 1 :]
+            row.add(
+                float(beside.max()), base, median=float(np.median(beside)) / base, gaps=len(beside),
+                percentile_99=float(np.quantile(beside, 0.99)) / base, over_3=float((beside > 3 * base).sum()),
+                undisturbed_worst=float(undisturbed.max()) / base, undisturbed_gaps=len(undisturbed),
+                first_token_s=comes.answer.stats.first_token_s,
+            )  # fmt: skip
     return [row]
 
 
@@ -313,7 +344,7 @@ def speculation(pipeline: Pipeline, runs: int) -> list[Row]:
         rows.append(row)
         Scripted.script = text_prompt(pipeline, script).sequence.token_ids.tolist()
         asks, sampling = text_prompt(pipeline, prompt), replace(WHOLE, max_tokens=len(script))
-        with engine(pipeline) as one, mock.patch("foveal.engine.Sampler", Scripted):
+        with engine(pipeline) as one, mock.patch("foveal.engine.jobs.Sampler", Scripted):
             for run in range(runs + 1):
                 speeds = []
                 for guesses in (True, False):
@@ -325,8 +356,18 @@ def speculation(pipeline: Pipeline, runs: int) -> list[Row]:
 
 
 ROWS: dict[str, Callable[[Pipeline, int], list[Row]]] = {
-    "overhead": overhead, "picture": again, "turn": turns, "batch": batch, "gaps": gaps, "speculation": speculation,
+    "overhead": overhead, "picture": again, "turn": turns, "batch": batch,
+    "small": functools.partial(batch, size=(224, 224)), "gaps": gaps, "speculation": speculation,
 }  # fmt: skip
+PLACE = ("what", "model", "layers", "bits")  # rows that agree in these are readings of the same
+
+
+def kept(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Put a record's rows among those of a file, if there is one: each in place of an earlier reading of the same."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {tuple(row[key] for key in PLACE): row for row in record["rows"]}
+    old = {tuple(row.get(key) for key in PLACE): row for row in rows}
+    return record | {"rows": list((old | new).values())}
 
 
 def main() -> None:
@@ -345,38 +386,44 @@ def main() -> None:
         parser.error(f"there are no rows {sorted(unknown)}; rows are {', '.join(ROWS)}, transformers")
     done: list[dict[str, Any]] = []
 
-    def report(rows: list[Row]) -> None:
+    def report(measure: Callable[[], list[Row]], model: str, facts: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        rows = measure()
+        minutes = (time.perf_counter() - began) / 60
         for row in rows:
             result = row.result()
             sign = "at least" if row.at_least else "at most"
             verdict = "kept" if result["kept"] else "MISSED"
             print(f"{row.what:50}{result['value']:8.2f} {row.unit:3}{sign:9}{row.bar:5.2f}  {verdict:7}"
-                  f"({result['ours']:.4g} against {result['baseline']:.4g})", flush=True)  # fmt: skip
-            done.append(result)
+                  f"({result['ours']:.4g} against {result['baseline']:.4g})  {minutes:.1f} min", flush=True)  # fmt: skip
+            for name, value in result["beside"].items():
+                print(f"    {name.replace('_', ' '):46}{value:8.3g}", flush=True)
+            done.append(result | {"model": model, "bits": bits, "minutes": minutes, "load": os.getloadavg()[0], **facts})
 
-    facts: dict[str, Any] = {}
     if set(chosen) & set(ROWS):
         if args.model == "embedded" or Path(args.model).is_dir():
             pipeline = foveal.load(None if args.model == "embedded" else args.model, bits=bits)
         else:
             pipeline = random_pipeline(args.model, args.layers, bits)
-        facts = {"weight_bytes": num_bytes(pipeline.model), "layers": pipeline.processor.config.text.num_hidden_layers}
+        facts = {"layers": pipeline.processor.config.text.num_hidden_layers, "weight_bytes": num_bytes(pipeline.model)}
         if bits is not None:
             read = sum(p.num_bytes for name, p in packed_weights(pipeline.model).items() if ".visual." not in name)
             facts |= {"bytes_per_token": read, "bandwidth": kernels.read_bandwidth()}
         for name, measure in ROWS.items():
             if name in chosen:
-                report(measure(pipeline, args.runs))
+                report(functools.partial(measure, pipeline, args.runs), Path(args.model).name, facts)
         del pipeline
     if "transformers" in chosen:
-        report(transformers(args.runs, bits))
+        layers = foveal.load().processor.config.text.num_hidden_layers
+        report(lambda: transformers(args.runs, bits), "embedded", {"layers": layers})
     record = {
-        "what": "the engine", "date": datetime.date.today().isoformat(), "model": args.model, "bits": bits, "runs": args.runs,
-        "threads": kernels.threads(), "kernels": kernels.path() if bits else None, "torch": torch.__version__,
-        "python": platform.python_version(), "load": os.getloadavg()[0], **facts, "rows": done,
+        "what": "the engine", "date": datetime.date.today().isoformat(), "threads": kernels.threads(),
+        "kernels": kernels.path() if bits else None, "torch": torch.__version__, "python": platform.python_version(),
+        "rows": done,
     }  # fmt: skip
     if args.keep:
-        (HERE / "results" / f"{record['date']}-engine.json").write_text(json.dumps(record, indent=1) + "\n")
+        path = HERE / "results" / f"{record['date']}-engine.json"
+        path.write_text(json.dumps(kept(path, record), indent=1) + "\n")
     print(json.dumps(record))
 
 
