@@ -39,8 +39,9 @@ class Replies:
                     self._say(sample, result, work.draft)
                     if not work.sample.cache.blocks:
                         return
-                sample.cache.truncate(min(sample.cache.length, sample.known - 1))
-                self._scheduler.keep(sample)
+                if work.draft:  # what was read of guesses that did not come true is not kept
+                    sample.cache.truncate(min(sample.cache.length, sample.known - 1))
+                    self._scheduler.keep(sample)
         except Exception as error:
             self._jobs.end(job, error)
 

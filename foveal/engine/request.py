@@ -246,6 +246,7 @@ class Sample:
         self.speculation = Speculation()
         self.registered = 0  # full blocks the pool knows the keys of
         self.tried = 0  # its blocks when they were last to be laid in a row
+        self._prompt_tokens = len(job.prompt.sequence)
         self._tokens = np.concatenate([job.prompt.sequence.token_ids, np.zeros(64, np.int64)])
         self._copied = 0
 
@@ -256,8 +257,7 @@ class Sample:
     @property
     def known(self) -> int:
         """Tokens of prompt and reply so far."""
-        assert self.job.prompt is not None
-        return len(self.job.prompt.sequence) + len(self.reply.token_ids)
+        return self._prompt_tokens + len(self.reply.token_ids)
 
     @property
     def pending(self) -> int:
@@ -278,8 +278,7 @@ class Sample:
 
     def tokens(self) -> np.ndarray:
         """Return all known ids (T,)."""
-        assert self.job.prompt is not None
-        prompt, said = len(self.job.prompt.sequence), self.reply.token_ids
+        prompt, said = self._prompt_tokens, self.reply.token_ids
         if len(self._tokens) < self.known:
             self._tokens = np.concatenate([self._tokens, np.zeros(len(self._tokens), np.int64)])
         at = self._copied
@@ -290,7 +289,8 @@ class Sample:
     @property
     def decodes(self) -> bool:
         """Tell whether all but the last token of its reply was read."""
-        return self.pending == 1 and bool(self.reply.token_ids)
+        said = len(self.reply.token_ids)
+        return said > 0 and self._prompt_tokens + said - self.cache.length == 1
 
     def window(self, start: int, stop: int, draft: tuple[int, ...] = ()) -> Window:
         """Return tokens start..stop of prompt and reply, and guesses behind them."""

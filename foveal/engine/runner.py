@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class Runner:
             if not len(wanted):
                 return [np.empty((0, 0), np.float32) for _ in work]
             logits = model.logits(hidden).float().cpu().numpy()
-        return np.split(logits, np.cumsum([one.outputs for one in work])[:-1])
+        stops = itertools.accumulate(one.outputs for one in work)
+        return [logits[stop - one.outputs : stop] for one, stop in zip(work, stops, strict=True)]
 
     def _batch(self, work: SequenceOf[Work], lengths: list[int]) -> Batch:
         if all(n == 1 and one.sample.decodes for n, one in zip(lengths, work, strict=True)):

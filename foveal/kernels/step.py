@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foveal.kernels import Packed
@@ -79,6 +79,12 @@ class Cached:
     length: int
     key_scales: Array | None = None
     value_scales: Array | None = None
+    # Addresses and strides by what is asked of the shape, once they are checked.
+    _known: dict[tuple[int, ...], _Cached] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
+
+    def at(self, length: int) -> Cached:
+        """Return the same memory with another length. Checks of the memory are done once for all of its lengths."""
+        return replace(self, length=length)
 
     def of(self, layers: slice) -> Cached:
         """Return the same of some layers."""
@@ -148,12 +154,21 @@ class Step:
         done(status, "activations")
 
     def _place(self, cache: Cached, count: int) -> _Cached:
-        shape = (len(self._layers), self.kv_heads, int(cache.keys.shape[2]), self.head_dim)
+        slots = int(cache.keys.shape[2])
+        if not 0 <= cache.length <= slots - count:
+            more = "one more" if count == 1 else f"{count} more"
+            raise ValueError(f"a cache of {slots} positions holds {cache.length}; {more} must fit")
+        key = (len(self._layers), self.kv_heads, self.head_dim)
+        if key not in cache._known:
+            cache._known[key] = self._check(cache, slots)
+        place = _Cached.from_buffer_copy(cache._known[key])
+        place.length = cache.length
+        return place
+
+    def _check(self, cache: Cached, slots: int) -> _Cached:
+        shape = (len(self._layers), self.kv_heads, slots, self.head_dim)
         at, dtype, strides = dense_rows(cache.keys, "keys", _KINDS, shape)
         values_at, _, value_strides = dense_rows(cache.values, "values", (dtype,), shape)
-        if not 0 <= cache.length <= shape[2] - count:
-            more = "one more" if count == 1 else f"{count} more"
-            raise ValueError(f"a cache of {shape[2]} positions holds {cache.length}; {more} must fit")
         scales: list[Any] = [None, None]
         scale_strides: tuple[int, ...] = (0, 0)
         value_scale_strides = scale_strides
@@ -165,7 +180,7 @@ class Step:
             scales[1], _, value_scale_strides = dense_rows(cache.value_scales, "value_scales", ("float16",), shape)
         if (strides, scale_strides) != (value_strides, value_scale_strides):
             raise ValueError(f"keys and values have strides {strides} and {value_strides}; they must be alike")
-        return _Cached(at, values_at, *scales, TYPES[dtype], *strides, *scale_strides, cache.length)
+        return _Cached(at, values_at, *scales, TYPES[dtype], *strides, *scale_strides, 0)
 
 
 def _later(place: _Cached, positions: int) -> _Cached:

@@ -7,6 +7,7 @@ sequence that is scattered, because it shares a prefix, is gathered a layer at a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import overload
 
@@ -48,6 +49,7 @@ class PagedCache(KVCache):
         self.pool, self.length = pool, length
         self.blocks: list[int] = []
         self.in_a_row = True  # the blocks lie behind one another
+        self._views: tuple[slice | None, Kept] = None, ()  # as long as the place is the same the views are
         self.extend(blocks)
 
     @property
@@ -96,7 +98,9 @@ class PagedCache(KVCache):
         place = self.slots(0, self.capacity)
         if not isinstance(place, slice) or not self.blocks:
             return None
-        return self.pool.store.views(place)
+        if place != self._views[0]:
+            self._views = place, self.pool.store.views(place)
+        return self._views[1]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> Kept:
         """Append (T, G, H) rows to a layer; return all it keeps, (G, length + T, H), copied if scattered."""
@@ -113,18 +117,9 @@ class PagedCaches(CacheBatch):
     """
 
     def __init__(self, caches: Sequence[PagedCache], lengths: Sequence[int]) -> None:
-        self._caches = list(caches)
-        self._pool = pool = caches[0].pool
-        device = pool.store.device
+        self._caches, self._lengths, self._pool = list(caches), list(lengths), caches[0].pool
         for cache, n in zip(caches, lengths, strict=True):
             cache.reserve(n)
-        new = [cache.slots(cache.length, cache.length + n) for cache, n in zip(caches, lengths, strict=True)]
-        self._new: slice | Tensor
-        if len(new) == 1 and isinstance(new[0], slice):
-            self._new = new[0]
-        else:
-            self._new = torch.cat([_numbers(place) for place in new]).to(device)
-        self._places = [_on(cache.slots(0, cache.length + n), device) for cache, n in zip(caches, lengths, strict=True)]
 
     @overload
     def __getitem__(self, index: int) -> PagedCache: ...
@@ -136,12 +131,23 @@ class PagedCaches(CacheBatch):
     def __len__(self) -> int:
         return len(self._caches)
 
+    @functools.cached_property
+    def _places(self) -> tuple[slice | Tensor, list[slice | Tensor]]:
+        """Name the places of all new rows, and those each sequence sees; a step in one call needs neither."""
+        device, pairs = self._pool.store.device, list(zip(self._caches, self._lengths, strict=True))
+        new = [cache.slots(cache.length, cache.length + n) for cache, n in pairs]
+        seen = [_on(cache.slots(0, cache.length + n), device) for cache, n in pairs]
+        if len(new) == 1 and isinstance(new[0], slice):
+            return new[0], seen
+        return torch.cat([_numbers(place) for place in new]).to(device), seen
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int) -> Tensor:
         """Write the new rows of all sequences, then attend as `attend` does."""
         store = self._pool.store
-        store.write(layer, self._new, k, v)
+        new, seen = self._places
+        store.write(layer, new, k, v)
         out, start = [], 0
-        for n, place in zip(lengths, self._places, strict=True):
+        for n, place in zip(lengths, seen, strict=True):
             out.append(attend_one(q[start : start + n], *store.read(layer, place)))
             start += n
         return out[0] if len(out) == 1 else torch.cat(out)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from foveal.kernels import Packed
 from foveal.kernels.step import Cached, Layer, Step
 from foveal.model.attention import KVCache
 from foveal.model.linear import PackedLinear, QuantisingNorm, TurningNorm
+from foveal.model.store import Kept
 from foveal.model.text import After, Attention, Tables, TextModel
 
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -35,6 +37,7 @@ class DecodeStep:
         self.weights = [_weights(layer) for layer in layers]
         self._run_of = functools.partial(Step, heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=eps)
         self._runs: dict[tuple[int, int], Step] = {}
+        self._known: WeakKeyDictionary[KVCache, tuple[Kept, Cached]] = WeakKeyDictionary()
         self._run(slice(0, len(layers)))  # raises now what does not fit
 
     def __call__(
@@ -51,8 +54,7 @@ class DecodeStep:
             views = cache.views()
             if views is None:
                 return False
-            key_scales, value_scales = views[2:] or (None, None)
-            cached.append(Cached(views[0], views[1], cache.length, key_scales, value_scales))
+            cached.append(self._cached(cache, views).at(cache.length))
         start = 0
         for stop in sorted({*(layer + 1 for layer in after), len(self._layers)}):
             layers = slice(start, stop)
@@ -62,6 +64,14 @@ class DecodeStep:
                 after[stop - 1]()
             start = stop
         return True
+
+    def _cached(self, cache: KVCache, views: Kept) -> Cached:
+        """Describe what a cache keeps; the same as the last time where that lies where it lay."""
+        known = self._known.get(cache)
+        if known is None or known[0] is not views:
+            key_scales, value_scales = views[2:] or (None, None)
+            known = self._known[cache] = views, Cached(views[0], views[1], cache.length, key_scales, value_scales)
+        return known[1]
 
     def _run(self, layers: slice) -> Step:
         """Return some layers behind one another, ready to be called."""
