@@ -9,12 +9,42 @@ from __future__ import annotations
 from foveal.model.pieces import Piece
 
 OUTLIER = 3.0  # times the estimate that a measurement counts as at most
+TOO_LONG = 1.5  # times what is planned for a chunk that it may take where its fixed part leaves it few rows
 LEAST_ROWS = 4  # rows of a chunk or a piece, however slow: whoever comes must get on
 
 
 def mixed(old: float, new: float, memory: float) -> float:
     """Move an estimate towards a measurement."""
     return old + memory * (min(new, OUTLIER * old) - old)
+
+
+class Line:
+    """Seconds of work by its rows, fixed + each * rows, fitted to what was measured; old measurements fade."""
+
+    def __init__(self, memory: float) -> None:
+        self._memory = memory
+        self.fixed = self.each = 0.0
+        self.known = False
+        self._sums = [0.0] * 5  # weights, rows, seconds, rows * rows, rows * seconds; relative, see `note`
+
+    def note(self, rows: int, seconds: float) -> None:
+        """Fit to one more measurement. Errors count by the row, so that large ones do not outweigh small ones."""
+        weight = 1 / rows**2
+        values = (weight, weight * rows, weight * seconds, weight * rows * rows, weight * rows * seconds)
+        self._sums = [(1 - self._memory) * old + new for old, new in zip(self._sums, values, strict=True)]
+        one, x, y, xx, xy = self._sums
+        spread = one * xx - x * x
+        each = (one * xy - x * y) / spread if spread > 1e-6 * one * xx else 0.0
+        most = y / x  # with nothing fixed
+        self.each = min(each, most) if each > 0 else most
+        self.fixed, self.known = max((y - self.each * x) / one, 0.0), True
+
+    def seconds(self, rows: int) -> float:
+        return self.fixed + self.each * rows
+
+    def rows(self, seconds: float) -> int:
+        """Say how many rows fit into so many seconds."""
+        return int(max(seconds - self.fixed, 0.0) / max(self.each, 1e-12))
 
 
 class Pace:
@@ -26,20 +56,30 @@ class Pace:
     def __init__(self, memory: float = 0.1) -> None:
         self._memory = memory
         self._decode: dict[int, float] = {}  # seconds of a step by its rows, decoded and guessed ones
-        self._line: tuple[float, float] | None = None  # what a chunk adds to a step: fixed, and each row
-        self._sums = [0.0] * 5  # weights, rows, seconds, rows * rows, rows * seconds of chunks; relative, see `note`
+        self._chunk = Line(memory)  # what a chunk adds to a step
+        self.excess = 1.0  # by how much newcomers took longer than was planned for them, on the whole
 
     def note(self, rows: int, prefill: int, seconds: float) -> None:
         """Learn from a step of `rows` decoded and guessed rows and `prefill` of prompts."""
         if prefill:
             alone = self.decode_s(rows) or 0.0
-            if self._line is not None:
-                fixed, each = self._line
-                seconds = min(seconds, OUTLIER * (alone + fixed + each * prefill))
-            self._chunk(prefill, max(seconds - alone, 0.0))
+            if self._chunk.known:
+                seconds = min(seconds, OUTLIER * (alone + self._chunk.seconds(prefill)))
+            self._chunk.note(prefill, max(seconds - alone, 0.0))
             return
         old = self._decode.get(rows)
         self._decode[rows] = seconds if old is None else mixed(old, seconds, self._memory)
+
+    def note_beside(self, rows: int, planned_s: float, seconds: float) -> None:
+        """Learn from a step of so many decoded rows, of which newcomers were to take so many seconds.
+
+        What they take is measured piece by piece; what they do to others is not: weights that were in a cache of the processor
+        are read again, and threads that cut a picture take turns with the step's.
+        """
+        alone = self.decode_s(rows)
+        if alone is not None and planned_s > 0:
+            excess = mixed(self.excess, (seconds - alone) / planned_s, self._memory)
+            self.excess = min(max(excess, 1.0), OUTLIER)
 
     def decode_s(self, rows: int) -> float | None:
         """Expect the seconds of a step with so many decoded rows; None before anything like it was seen.
@@ -60,45 +100,35 @@ class Pace:
     def prefill_rows(self, seconds: float) -> int | None:
         """Say how many rows of prompts fit into so many seconds; None before any were measured.
 
-        Half of the time goes to rows even where a chunk's fixed part leaves less: the step is somewhat too long then, but a
-        prompt gets on.
+        Half of the time goes to rows even where a chunk's fixed part leaves less, as long as the whole takes no more than half
+        as much again: the step is somewhat longer than planned then, but a prompt gets on.
         """
-        if self._line is None:
+        if not self._chunk.known:
             return None
-        fixed, each = self._line
-        return int(max(seconds - fixed, seconds / 2, 0.0) / max(each, 1e-9))
-
-    def _chunk(self, rows: int, seconds: float) -> None:
-        """Fit the line to one more chunk. Errors count by the row, so that large chunks do not outweigh small ones."""
-        weight = 1 / rows**2
-        values = (weight, weight * rows, weight * seconds, weight * rows * rows, weight * rows * seconds)
-        self._sums = [(1 - self._memory) * old + new for old, new in zip(self._sums, values, strict=True)]
-        one, x, y, xx, xy = self._sums
-        spread = one * xx - x * x
-        each = (one * xy - x * y) / spread if spread > 1e-6 * one * xx else 0.0
-        most = y / x  # with nothing fixed
-        each = min(each, most) if each > 0 else most
-        self._line = max((y - each * x) / one, 0.0), each
+        half = int(seconds / 2 / max(self._chunk.each, 1e-12))
+        return max(self._chunk.rows(seconds), min(half, self._chunk.rows(TOO_LONG * seconds)))
 
 
 class Rhythm:
-    """How long a row of each kind of the encoder's pieces takes, and so how large the next piece may be."""
+    """How long rows of each kind of the encoder's pieces take, and so how large the next piece may be.
 
-    def __init__(self, memory: float = 0.3) -> None:
+    All keys of a frame, or a layer's weights, are read for one row as for many: a piece has a fixed part, too.
+    """
+
+    def __init__(self, memory: float = 0.2) -> None:
         self._memory = memory
-        self._row_s: dict[str, float] = {}  # of weight 1
-        self._done: dict[str, int] = {}  # rows of the last piece
+        self._lines: dict[str, Line] = {}  # of weight 1
+        self._most: dict[str, int] = {}  # rows of the largest piece so far
 
     def rows(self, piece: Piece, seconds: float) -> int:
         """Say how many of a piece's rows fit into so many seconds. An unknown kind starts small; none grows at once."""
-        row_s = self._row_s.get(piece.kind)
-        if row_s is None:
+        line = self._lines.get(piece.kind)
+        if line is None:
             return min(LEAST_ROWS, piece.rows)
-        fitting = int(max(seconds, 0.0) / (row_s * piece.weight))
-        return min(fitting, 2 * self._done[piece.kind], piece.rows)
+        return min(line.rows(seconds / piece.weight), 2 * self._most[piece.kind], piece.rows)
 
     def note(self, piece: Piece, rows: int, seconds: float) -> None:
         """Learn from a piece of which so many rows were done."""
-        row_s, old = max(seconds, 1e-7) / (rows * piece.weight), self._row_s.get(piece.kind)
-        self._row_s[piece.kind] = row_s if old is None else mixed(old, row_s, self._memory)
-        self._done[piece.kind] = max(rows, LEAST_ROWS)
+        line, seconds = self._lines.setdefault(piece.kind, Line(self._memory)), max(seconds, 1e-7) / piece.weight
+        line.note(rows, min(seconds, OUTLIER * line.seconds(rows)) if line.known else seconds)
+        self._most[piece.kind] = max(rows, LEAST_ROWS, self._most.get(piece.kind, 0))

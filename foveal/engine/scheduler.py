@@ -20,17 +20,18 @@ from foveal.engine.speculate import useful
 from foveal.model.paged import KVPool
 
 FIRST_CHUNK = 64  # rows of a prompt that a step reads beside replies before anything was measured
-SPENT = 0.6  # of the time newcomers may take: the rest is what measurements are off by, so that the worst step keeps to it
+SPENT = 0.5  # of the time newcomers may take: the rest is what measurements are off by, so that the worst step keeps to it
 WHOLE_BLOCKS = 0.75  # of a chunk's rows must be left where it is cut at the end of a block
 WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read without waiting for it
 
 
 @dataclass
 class Plan:
-    """One step: its work, and how long the encoder may take before it (None: until a pack is done)."""
+    """One step: its work, how long the encoder may take before it (None: until a pack is done), and both newcomers' share."""
 
     work: list[Work] = field(default_factory=list)
     encode_s: float | None = None
+    spare_s: float = 0.0
 
 
 class Scheduler:
@@ -82,7 +83,8 @@ class Scheduler:
         budget = self._step_tokens
         if decoding and self._slowdown is not None:
             alone = self.pace.decode_s(decoding)
-            spare = None if alone is None else (self._slowdown - 1) * SPENT * alone
+            spare = None if alone is None else (self._slowdown - 1) * SPENT * alone / self.pace.excess
+            plan.spare_s = spare or 0.0
             rows = None if spare is None else self.pace.prefill_rows(spare / 2 if encoding else spare)
             budget = min(budget, FIRST_CHUNK if rows is None else max(rows, LEAST_ROWS))
             plan.encode_s = spare if spare and encoding else 0.0

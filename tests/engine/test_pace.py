@@ -29,7 +29,9 @@ def test_a_chunk_s_fixed_part_is_told_from_its_rows() -> None:
     for rows in (64, 4, 8, 30, 6, 12):
         pace.note(1, rows, 0.001 + 0.002 + 0.0001 * rows)
     assert pace.prefill_rows(0.006) in (39, 40)
-    assert pace.prefill_rows(0.001) in (4, 5)  # the fixed part does not fit: half of the time for rows all the same
+    assert pace.prefill_rows(0.0021) in (10, 11)  # the fixed part leaves one row: half of the time for rows all the same
+    assert pace.prefill_rows(0.0016) in (3, 4)  # but the whole no longer than half as much again
+    assert pace.prefill_rows(0.001) == 0
     before = pace.prefill_rows(0.01)
     pace.note(1, 8, 1.0)  # another program took the core
     assert before is not None and (pace.prefill_rows(0.01) or 0) > before / 3
@@ -45,6 +47,21 @@ def test_pieces_grow_slowly_and_shrink_at_once() -> None:
     assert rhythm.rows(Piece("attend", 1000, 2000.0), 0.0081) == 4  # a larger frame: fewer rows
     assert rhythm.rows(Piece("attend", 3, 500.0), 10.0) == 3
     assert rhythm.rows(piece, 0.0) == rhythm.rows(piece, -1.0) == 0
+
+
+def test_newcomers_that_take_more_than_planned_get_less() -> None:
+    pace = Pace()
+    pace.note_beside(1, 0.001, 0.004)
+    assert pace.excess == 1.0  # nothing is known of a step without them
+    pace.note(1, 0, 0.001)
+    for _ in range(40):
+        pace.note_beside(1, 0.001, 0.003)
+    assert pace.excess == pytest.approx(2.0, rel=0.05)
+    pace.note_beside(1, 0.0, 1.0)  # nothing was planned
+    assert pace.excess == pytest.approx(2.0, rel=0.05)
+    for _ in range(80):
+        pace.note_beside(1, 0.001, 0.0015)
+    assert pace.excess == 1.0  # but never more than was promised
 
 
 class Clock:
