@@ -22,6 +22,7 @@ from foveal.engine.jobs import Jobs
 from foveal.engine.memory import Memory, plan_memory
 from foveal.engine.metrics import Metrics
 from foveal.engine.prepare import Preparation, step_back
+from foveal.engine.process import begin_serving, end_serving
 from foveal.engine.replies import Replies
 from foveal.engine.request import Delta, Job, Request, Stream, TokenLogprob
 from foveal.engine.runner import Runner
@@ -37,6 +38,8 @@ from foveal.sampler import Sampling
 __all__ = [
     "BusyError", "CapacityError", "Delta", "Engine", "EngineError", "Memory", "Request", "Settings", "Stream", "TokenLogprob",
 ]  # fmt: skip
+
+GATHER_S = 0.25  # that encoding waits at most for media that are being read
 
 
 class Engine:
@@ -70,6 +73,7 @@ class Engine:
         self._wake = threading.Event()
         self._workers = ThreadPoolExecutor(s.workers, thread_name_prefix="foveal-media", initializer=step_back)
         self._closed = False
+        self._gathering, self._gather_until_s = False, 0.0  # encoding waits for media that are being read, and until when
         self._thread: threading.Thread | None = None
 
     # --- for callers, from any thread -----------------------------------------------------------------------------
@@ -161,20 +165,37 @@ class Engine:
     def step(self) -> bool:
         """Do one step: media that became ready, some encoding, one forward pass. Return False where there was nothing to do."""
         with self._stepping, torch.inference_mode():
+            began = time.perf_counter()
             moved = self._drain()
             plan = self.scheduler.plan(self._jobs.encoded, len(self.vision) > 0)
-            took = self.vision.work(plan.encode_s) if len(self.vision) else 0.0
+            self._gathering = plan.encode_s is None and self._gathers()
+            took = self.vision.work(plan.encode_s) if len(self.vision) and not self._gathering else 0.0
             work = [one for one in plan.work if not one.sample.job.done]
             if work:
-                began = time.perf_counter()
                 results = self._runner.run(work)
                 decoded = sum(one.rows for one in work if one.outputs and one.rows == one.outputs)
                 rows = sum(one.rows for one in work)
-                self.scheduler.pace.note(decoded, rows - decoded, time.perf_counter() - began)
-                self.metrics.steps += 1
                 for one, result in zip(work, results, strict=True):
                     self._replies.take(one, result)
+                whole, pace = time.perf_counter() - began, self.scheduler.pace
+                pace.note(decoded, rows - decoded, whole - took)
+                if decoded and (took or rows > decoded):
+                    pace.note_beside(decoded, plan.spare_s, whole)
+                self.metrics.steps += 1
             return bool(work) or took > 0 or moved
+
+    def _gathers(self) -> bool:
+        """Tell whether to wait with encoding: nobody decodes, and the media of others are being read just now.
+
+        Pictures that come together are then encoded in one pack and start to decode together, instead of the first alone and
+        the rest in pieces beside its reply. No longer than encoding those that wait would take, and never long.
+        """
+        if not len(self.vision) or self.vision.under_way or all(job.samples for job in self._jobs):
+            self._gather_until_s = 0.0
+            return False
+        now = time.perf_counter()
+        self._gather_until_s = self._gather_until_s or now + min(self.vision.expected_s(), GATHER_S)
+        return now < self._gather_until_s
 
     # --- requests come -------------------------------------------------------------------------------------------------
 
@@ -220,11 +241,18 @@ class Engine:
         return moved
 
     def _loop(self) -> None:
+        begin_serving()
+        try:
+            self._serve()
+        finally:
+            end_serving()
+
+    def _serve(self) -> None:
         while not self._closed:
             self._wake.clear()
             try:
                 if not self.step():
-                    self._wake.wait()
+                    self._wake.wait(GATHER_S / 10 if self._gathering else None)
             except Exception as error:  # a bug of ours must not leave readers waiting
                 with self._stepping:
                     for job in self._jobs:

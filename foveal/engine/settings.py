@@ -23,7 +23,7 @@ class Settings:
     block_size: int = 16
     max_running: int = 16
     max_waiting: int = 256
-    step_tokens: int = 512
+    step_tokens: int = 1024
     slowdown: float | None = 3.0
     speculation: Literal["auto", "always", "never"] = "auto"
     prefix_caching: bool = True

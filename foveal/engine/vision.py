@@ -27,13 +27,11 @@ WORTH_A_PIECE = 0.2  # of a step's share of encoding: what is left below that is
 def digest(patches: Patches) -> bytes:
     """Return the SHA-256 of all that a medium's vision tokens depend on, the model aside."""
     out = hashlib.sha256()
-    grids = np.asarray(patches.grids, dtype="<i8")
-    for part in (
-        patches.kind.encode(), np.asarray([patches.merge, *patches.pixels.shape], dtype="<i8"), grids,
-        np.ascontiguousarray(patches.coords, dtype="<i4"), np.ascontiguousarray(patches.pixels),
-    ):  # fmt: skip
-        data = part if isinstance(part, bytes) else part.tobytes()
-        out.update(len(data).to_bytes(8, "little"))
+    kind, shape = np.frombuffer(patches.kind.encode(), np.uint8), np.asarray([patches.merge, *patches.pixels.shape], "<i8")
+    for part in (kind, shape, np.asarray(patches.grids, "<i8"), np.asarray(patches.coords, "<i4"), patches.pixels):
+        # Not made bytes of: that copies a large picture with the interpreter's lock held, and steps would wait for it.
+        data = np.ascontiguousarray(part)
+        out.update(data.nbytes.to_bytes(8, "little"))
         out.update(data)
     return out.digest()
 
@@ -142,6 +140,16 @@ class VisionStage:
     def __len__(self) -> int:
         """Count the media that are waited for."""
         return len(self._wanted) + len(self._current)
+
+    @property
+    def under_way(self) -> bool:
+        """Tell whether a pack was begun."""
+        return bool(self._current)
+
+    def expected_s(self) -> float:
+        """Expect the seconds that encoding what is waited for takes, by what the rest took; 0 before anything was measured."""
+        tokens = sum(waiting.patches.num_tokens for waiting in self._wanted.values())
+        return self.seconds / max(self.encoded_tokens, 1) * tokens
 
     def want(self, key: bytes, patches: Patches, owner: int, done: Callable[[BaseException | None], None]) -> None:
         """Ask for a medium; `done` is called once, with None when its tokens are in the cache, else with the error."""

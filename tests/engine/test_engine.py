@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 
 from foveal.batch import Batch, VisionTokens
 from foveal.engine import BusyError, CapacityError, Engine, EngineError, Request
+from foveal.engine.process import SWITCH_S
 from foveal.errors import ContextError, MediaError, PromptError
 from foveal.sampler import Sampling
 from tests.engine.tools import GREEDY, assert_no_trace, check, engine, media, oracle, pipeline, prompt, prompts, settle
@@ -261,6 +263,46 @@ def test_encoding_in_pieces_beside_a_reply_changes_nothing() -> None:
     assert runs.answer.token_ids == oracle(prompt())
     assert_no_trace(made)
     made.close()
+
+
+def test_pictures_that_come_together_are_encoded_together(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody decodes, encoding waits for media that are being read, but not for long."""
+    asked = [prompt(("picture",), seed) for seed in (11, 12, 13)]
+    expected = [oracle(p) for p in asked]
+    packs, read, pack = list[int](), threading.Event(), one.pipeline.model.encode
+    monkeypatch.setattr(one.pipeline.model, "encode", lambda media: (packs.append(len(media)), pack(media))[1])
+    slow = lambda: read.wait(10) and asked[1]  # noqa: E731
+    _ = one.submit(Request(asked[0], GREEDY)).answer
+    monkeypatch.setattr(one.vision, "expected_s", lambda: 60.0)
+    monkeypatch.setattr("foveal.engine.GATHER_S", 60.0)
+    streams = [one.submit(Request(slow, GREEDY)), one.submit(Request(asked[2], GREEDY))]
+    one.step()
+    assert packs == [1] and not one.step()
+    read.set()
+    assert [stream.answer.token_ids for stream in streams] == expected[1:]
+    assert packs == [1, 2]
+
+
+def test_encoding_waits_no_longer_than_it_takes(one: Engine) -> None:
+    """Nobody knows yet how long that is: it does not wait at all."""
+    read, asked = threading.Event(), prompt(("picture",), 14)
+    slow = lambda: read.wait(10) and asked  # noqa: E731
+    streams = [one.submit(Request(slow, GREEDY)), one.submit(Request(prompt(("picture",), 15), GREEDY))]
+    assert streams[1].answer.token_ids == oracle(prompt(("picture",), 15))
+    read.set()
+    assert streams[0].answer.token_ids == oracle(asked)
+
+
+def test_the_process_is_as_it_was_once_nobody_serves() -> None:
+    """Short turns for threads, and no long collections, from the first request to the end of the last engine."""
+    before, frozen = sys.getswitchinterval(), gc.get_freeze_count()
+    with engine(background=True) as one, engine(background=True) as other:
+        for each in (one, other):
+            _ = each.submit(Request(prompt(), GREEDY)).answer
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S) and gc.get_freeze_count() > frozen
+        one.close()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S) != before
+    assert sys.getswitchinterval() == pytest.approx(before) and gc.get_freeze_count() == 0
 
 
 def test_random_arrivals_and_cancels_in_small_pools() -> None:
