@@ -10,6 +10,7 @@ from foveal.model.pieces import Piece
 
 OUTLIER = 3.0  # times the estimate that a measurement counts as at most
 TOO_LONG = 1.5  # times what is planned for a chunk that it may take where its fixed part leaves it few rows
+FIRST_CHUNK = 64  # rows of a prompt that a step reads at most the first time it does so beside replies
 LEAST_ROWS = 4  # rows of a chunk or a piece, however slow: whoever comes must get on
 
 
@@ -57,15 +58,20 @@ class Pace:
         self._memory = memory
         self._decode: dict[int, float] = {}  # seconds of a step by its rows, decoded and guessed ones
         self._chunk = Line(memory)  # what a chunk adds to a step
+        self._beside = FIRST_CHUNK // 2  # rows of the last chunk beside decoding
         self.excess = 1.0  # by how much newcomers took longer than was planned for them, on the whole
 
     def note(self, rows: int, prefill: int, seconds: float) -> None:
         """Learn from a step of `rows` decoded and guessed rows and `prefill` of prompts."""
         if prefill:
             alone = self.decode_s(rows) or 0.0
+            least = 0.0
             if self._chunk.known:
-                seconds = min(seconds, OUTLIER * (alone + self._chunk.seconds(prefill)))
-            self._chunk.note(prefill, max(seconds - alone, 0.0))
+                expected = self._chunk.seconds(prefill)
+                least, seconds = expected / OUTLIER, min(seconds, OUTLIER * (alone + expected))
+            self._chunk.note(prefill, max(seconds - alone, least))
+            if rows:
+                self._beside = prefill
             return
         old = self._decode.get(rows)
         self._decode[rows] = seconds if old is None else mixed(old, seconds, self._memory)
@@ -98,7 +104,9 @@ class Pace:
         return self._decode[below] * (1 - share) + self._decode[above] * share
 
     def prefill_rows(self, seconds: float) -> int | None:
-        """Say how many rows of prompts fit into so many seconds; None before any were measured.
+        """Say how many rows of prompts fit into so many seconds beside decoding; None before any were measured.
+
+        No more than twice those of the last chunk: where decoding was slow for a moment, rows seem to take no time at all.
 
         Half of the time goes to rows even where a chunk's fixed part leaves less, as long as the whole takes no more than half
         as much again: the step is somewhat longer than planned then, but a prompt gets on.
@@ -106,7 +114,8 @@ class Pace:
         if not self._chunk.known:
             return None
         half = int(seconds / 2 / max(self._chunk.each, 1e-12))
-        return max(self._chunk.rows(seconds), min(half, self._chunk.rows(TOO_LONG * seconds)))
+        rows = max(self._chunk.rows(seconds), min(half, self._chunk.rows(TOO_LONG * seconds)))
+        return min(rows, 2 * max(self._beside, LEAST_ROWS))
 
 
 class Rhythm:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 
 from foveal.engine.blocks import BlockPool
 from foveal.engine.metrics import Metrics
-from foveal.engine.pace import LEAST_ROWS, Pace
+from foveal.engine.pace import FIRST_CHUNK, LEAST_ROWS, Pace
 from foveal.engine.request import Job, Sample
 from foveal.engine.runner import Work
 from foveal.engine.speculate import useful
 from foveal.model.paged import KVPool
 
-FIRST_CHUNK = 64  # rows of a prompt that a step reads beside replies before anything was measured
 SPENT = 0.5  # of the time newcomers may take: the rest is what measurements are off by, so that the worst step keeps to it
 WHOLE_BLOCKS = 0.75  # of a chunk's rows must be left where it is cut at the end of a block
 WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read without waiting for it

@@ -15,7 +15,7 @@ import torch
 
 from foveal.batch import VisionTokens
 from foveal.engine import Engine, Request, Stream
-from foveal.engine.pace import LEAST_ROWS, Pace, Rhythm
+from foveal.engine.pace import FIRST_CHUNK, LEAST_ROWS, Pace, Rhythm
 from foveal.engine.prepare import NICE
 from foveal.engine.runner import ALONE, threads_for
 from foveal.model.pieces import Piece
@@ -26,15 +26,27 @@ def test_a_chunk_s_fixed_part_is_told_from_its_rows() -> None:
     pace = Pace()
     assert pace.prefill_rows(1.0) is None
     pace.note(1, 0, 0.001)
-    for rows in (64, 4, 8, 30, 6, 12):
+    for rows in (4, 8, 30, 6, 12, 64):
         pace.note(1, rows, 0.001 + 0.002 + 0.0001 * rows)
     assert pace.prefill_rows(0.006) in (39, 40)
     assert pace.prefill_rows(0.0021) in (10, 11)  # the fixed part leaves one row: half of the time for rows all the same
     assert pace.prefill_rows(0.0016) in (3, 4)  # but the whole no longer than half as much again
     assert pace.prefill_rows(0.001) == 0
     before = pace.prefill_rows(0.01)
-    pace.note(1, 8, 1.0)  # another program took the core
+    pace.note(1, 64, 1.0)  # another program took the core
     assert before is not None and (pace.prefill_rows(0.01) or 0) > before / 3
+
+
+def test_chunks_grow_slowly_whatever_was_measured() -> None:
+    """Where a step with a chunk is as fast as one without, its rows seem to take no time."""
+    pace = Pace()
+    pace.note(1, 0, 0.001)
+    pace.note(0, 500, 0.1)
+    assert pace.prefill_rows(1.0) == FIRST_CHUNK
+    for rows in (4, 8, 16):
+        pace.note(1, rows, 0.0005)
+        assert pace.prefill_rows(1.0) == 2 * rows
+    assert pace.prefill_rows(0.001) is not None and pace._chunk.each > 0
 
 
 def test_pieces_grow_slowly_and_shrink_at_once() -> None:
