@@ -77,10 +77,16 @@ def run_timestamps(output: Path, model: str | None, seconds: int) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals(tuner: Any) -> Iterator[None]:
-    """Let Ctrl-C and a polite kill end the run after the step it is in; a second Ctrl-C ends it at once."""
+    """Let Ctrl-C and a polite kill end the run after the step it is in; a second Ctrl-C ends it at once.
+
+    It is said at once, since a step may last a minute, and written without the buffer that the signal may have come upon.
+    """
 
     def stop(number: int, frame: object) -> None:
         tuner.stop()
+        if tuner.team.leads:
+            with contextlib.suppress(OSError):  # stderr is closed: there is nobody to tell
+                os.write(2, b"\nfoveal: stopping after this step; Ctrl-C once more ends it at once, back at the last checkpoint\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
