@@ -1,15 +1,22 @@
-"""Three studies on small decoders that are trained alike but for one thing.
+"""Three studies on small decoders that are trained alike but for one thing: timestamps, DeepStack taps, M-RoPE.
 
-usage: python bench/studies.py [--work runs/studies] [--steps N] [--seeds 0,1] [--only timestamps,deepstack,rope] [--keep]
+usage: python bench/studies.py [--work runs/studies] [--steps 300] [--seeds 2] [--arms "no taps;taps spread"] [--keep]
+
+The shipped encoder is frozen and has seen everything once (study_data.py); every arm's decoder begins anew, from the same
+random numbers, and learns from the same examples in the same order for as many steps. Each arm and seed is a folder in --work:
+what is finished is not done again, what was interrupted goes on, and more --seeds add to what is there. Prints a table of all
+arms that are finished and, last, one JSON line; --keep writes bench/results/DATE-studies.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +28,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.study_data import Subset, prepared, stamped_tokenizer, wanted
+from bench.study_data import CLIP_KINDS, PICTURE_KINDS, Subset, prepared, stamped_tokenizer, wanted
 from foveal.batch import Batch, VisionTokens
 from foveal.config import RopeConfig, TextConfig
+from foveal.evaluate.bootstrap import difference, ratio
 from foveal.evaluate.run import write_text
 from foveal.model.attention import KVCache
 from foveal.model.rope import rotate
@@ -40,6 +48,7 @@ RESULTS = Path(__file__).parent / "results"
 WIDTH, DEPTH, HEADS, KV_HEADS, HEAD, INNER = 96, 6, 4, 2, 32, 256
 MOST = 12  # tokens of an answer
 BATCH, LR, MUON_LR = 16, 2e-3, 0.02
+SMALL_PX = 18  # of a text's height in the picture, before it is enlarged
 
 
 @dataclass(frozen=True)
@@ -215,7 +224,7 @@ def answers(decoder: Decoder, subset: Subset, stamps: str, tokenizer: Tokenizer)
 
 def run_arm(name: str, seed: int, args: argparse.Namespace) -> None:
     """Train and examine an arm, unless its result is there."""
-    arm, folder = ARMS[name], args.work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    arm, folder = ARMS[name], folder_of(args.work, name, seed)
     file = folder / "result.json"
     if file.is_file():
         return
@@ -236,24 +245,106 @@ def run_arm(name: str, seed: int, args: argparse.Namespace) -> None:
     write_text(file, json.dumps({"arm": name, "seed": seed, "weights": weights, "lines": lines, "exams": exams}))
 
 
+Row = dict[str, Any]
+GROUPS: dict[str, Callable[[Row], bool]] = {
+    **{kind: (lambda row, kind=kind: row["kind"] == kind) for kind in (*CLIP_KINDS, *PICTURE_KINDS)},
+    "small text": lambda row: row["kind"].startswith("read_") and row["height"] < SMALL_PX,
+}
+STUDIES = {
+    "timestamps": ("released, clips", ("timestamp tokens",)),
+    "deepstack": ("released, pictures", ("no taps", "taps spread")),
+    "rope": ("released, clips", ("blocked M-RoPE",)),
+}
+
+
+def pairs_of(results: Sequence[Row], exam: str, group: str) -> np.ndarray:
+    """Return (n, 2): for each question of a group the share of seeds that answered it right, and 1."""
+    by_seed = [[row["right"] for row in result["exams"][exam]["rows"] if GROUPS[group](row)] for result in results]
+    shares = np.mean(by_seed, axis=0) if by_seed[0] else np.empty(0)
+    return np.stack([shares, np.ones(len(shares))], axis=1)
+
+
+def report(work: Path, seeds: int) -> Row:
+    """Gather what is finished: arms by group of questions, and differences within each study."""
+    found = {
+        name: [json.loads(f.read_text()) for s in range(seeds) if (f := folder_of(work, name, s) / "result.json").is_file()]
+        for name in ARMS
+    }
+    out: Row = {"arms": {}, "differences": []}
+    for name, results in found.items():
+        exams: Row = {}
+        for exam in EXAMS[ARMS[name].world] if results else ():
+            exams[exam] = {"prompt_tokens": results[0]["exams"][exam]["prompt_tokens"]}
+            for group in GROUPS:
+                each = [ratio(pairs_of([result], exam, group)) for result in results]
+                if not np.isnan(each[0]):
+                    exams[exam][group] = {"by_seed": [round(x, 4) for x in each], "n": len(pairs_of(results, exam, group))}
+        if results:
+            lines = [result["lines"] for result in results]
+            out["arms"][name] = {
+                "weights": results[0]["weights"], "cpu_s": [one[-1]["cpu_s"] for one in lines], "exams": exams,
+                "tokens_a_step": round(float(np.mean([line["tokens"] for line in lines[0]]))),
+                "curve": [[[line["step"], line["right"]] for line in one] for one in lines],
+            }  # fmt: skip
+    for study, (first, others) in STUDIES.items():
+        for second in others:
+            both = min(len(found[first]), len(found[second]))  # only seeds that both have
+            for exam in EXAMS[ARMS[first].world] if both else ():
+                known = [group for group in GROUPS if len(pairs_of(found[first][:both], exam, group))]
+                for groups in ([g for g in known if g != "small text"], *([g] for g in known)):
+                    a, b = ([pairs_of(found[arm][:both], exam, group) for group in groups] for arm in (first, second))
+                    each = [
+                        round(float(np.mean([
+                            ratio(pairs_of([found[second][s]], exam, g)) - ratio(pairs_of([found[first][s]], exam, g))
+                            for g in groups
+                        ])), 4)
+                        for s in range(both)
+                    ]  # fmt: skip
+                    row = {"study": study, "first": first, "second": second, "exam": exam, "groups": groups, "by_seed": each}
+                    out["differences"].append(row | difference(a, b).to_json())
+    return out
+
+
+def show(reading: Row) -> None:
+    for name, arm in reading["arms"].items():
+        for exam, groups in arm["exams"].items():
+            said = ", ".join(f"{g} {np.mean(v['by_seed']):.1%}" for g, v in groups.items() if isinstance(v, dict))
+            print(f"{name:20} {exam:14} {len(arm['curve'])} seeds: {said}")
+    for row in reading["differences"]:
+        kinds = "all" if len(row["groups"]) > 1 else row["groups"][0]
+        said = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] by seed {row['by_seed']}"
+        print(f"{row['second']:17} less released, {row['exam']:14} {kinds:12} {said}")
+
+
+def folder_of(work: Path, name: str, seed: int) -> Path:
+    return work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/studies"), help="where what is encoded, trained and said is kept"
-    )
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="where everything is kept")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--train", type=int, default=1200, help="clips, and as many pictures, to learn from")
-    parser.add_argument("--test", type=int, default=240, help="clips, and as many pictures, to be examined on")
-    parser.add_argument("--arms", default=",".join(ARMS).replace(", ", "/"), help="which, in which order")
+    parser.add_argument("--train", type=int, default=1000, help="clips, and as many pictures, to learn from")
+    parser.add_argument("--test", type=int, default=200, help="clips, and as many pictures, to be examined on")
+    parser.add_argument("--arms", default=";".join(ARMS), help="which, in which order, with ; between them; '' only reports")
     parser.add_argument("--keep", action="store_true", help="write the reading")
     parser.add_argument("--tag", help="anything, to know the process by")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
-        for name in args.arms.split(","):
-            run_arm(name.replace("/", ", "), seed, args)
+        for name in filter(None, args.arms.split(";")):
+            run_arm(name, seed, args)
+    reading = {
+        "what": "decoders trained alike but for one thing", "date": datetime.date.today().isoformat(),
+        "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__, "steps": args.steps,
+        "batch": BATCH, "train": args.train, "test": args.test, **report(args.work, args.seeds),
+    }  # fmt: skip
+    show(reading)
+    if args.keep:
+        write_text(RESULTS / f"{reading['date']}-studies.json", json.dumps(reading, indent=1) + "\n")
+    print(json.dumps(reading))
 
 
 if __name__ == "__main__":

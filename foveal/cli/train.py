@@ -86,7 +86,7 @@ def _stopped_by_signals(tuner: Any) -> Iterator[None]:
         tuner.stop()
         if tuner.team.leads:
             with contextlib.suppress(OSError):  # stderr is closed: there is nobody to tell
-                os.write(2, b"\nfoveal: stopping after this step; Ctrl-C once more ends it at once, back at the last checkpoint\n")
+                os.write(2, b"\nfoveal: stopping after this step; Ctrl-C once more ends it at once and loses it\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
