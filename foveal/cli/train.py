@@ -35,6 +35,9 @@ def run(config: Path | None, changes: dict[str, Any], assignments: Sequence[str]
         team = tuner.team
         shared = "" if team.mesh is None else f" on {team.data * team.tensor} processes"
         say(f"{count:,} weights learn{shared} ({', '.join(tuner.learning)}); {start}; Ctrl-C saves and stops")
+        names = {name for parameters in tuner.learning.values() for name in parameters}
+        if tuner.model.config.timestamps == "tokens" and not any("embed_tokens" in name for name in names):
+            say("the timestamp tokens do not learn: adapters reach no embeddings; new tokens need a run without [lora] first")
         if settings.accumulate % team.data:
             say(f"a step has {settings.accumulate} batches for {team.data} processes: some run for nothing; set accumulate")
         with _stopped_by_signals(tuner):
