@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,12 +109,12 @@ def _print_sample(sample: Sample, reader: SampleReader) -> None:
         if kind == "vision":
             text.append(f"[{stop - start} vision tokens]", style="dim cyan")
         elif kind == "given":
-            text.append(reader.processor.tokenizer.decode(ids[start:stop], skip_special=False), style="dim")
+            text.append(_visible(reader.processor.tokenizer.decode(ids[start:stop], skip_special=False)), style="dim")
         else:
             decoder = IncrementalDecoder(reader.processor.tokenizer, skip_special=False)
             for i in range(start, stop):
                 style = "black on green" if (i - start) % 2 == 0 else "black on bright_green"
-                piece = decoder.push(int(ids[i]))
+                piece = _visible(decoder.push(int(ids[i])))
                 text.append(piece.replace("\n", "↵\n") if out.is_terminal else piece, style=style)
     out.print(text)
 
@@ -162,3 +163,8 @@ def _reader(model: str | None, settings: TuneSettings | None, media: MediaOption
     reader.clip_sampling = media.clip_sampling(reader.clip_sampling)
     reader.max_tokens = max_tokens or reader.max_tokens
     return reader
+
+
+def _visible(text: str) -> str:
+    """Spell out control characters but tabs and line breaks: a terminal would obey those of the data."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -35,6 +35,9 @@ def run(config: Path | None, changes: dict[str, Any], assignments: Sequence[str]
         team = tuner.team
         shared = "" if team.mesh is None else f" on {team.data * team.tensor} processes"
         say(f"{count:,} weights learn{shared} ({', '.join(tuner.learning)}); {start}; Ctrl-C saves and stops")
+        names = {name for parameters in tuner.learning.values() for name in parameters}
+        if tuner.model.config.timestamps == "tokens" and not any("embed_tokens" in name for name in names):
+            say("the timestamp tokens do not learn: adapters reach no embeddings; new tokens need a run without [lora] first")
         if settings.accumulate % team.data:
             say(f"a step has {settings.accumulate} batches for {team.data} processes: some run for nothing; set accumulate")
         with _stopped_by_signals(tuner):
@@ -77,10 +80,16 @@ def run_timestamps(output: Path, model: str | None, seconds: int) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals(tuner: Any) -> Iterator[None]:
-    """Let Ctrl-C and a polite kill end the run after the step it is in; a second Ctrl-C ends it at once."""
+    """Let Ctrl-C and a polite kill end the run after the step it is in; a second Ctrl-C ends it at once.
+
+    It is said at once, since a step may last a minute, and written without the buffer that the signal may have come upon.
+    """
 
     def stop(number: int, frame: object) -> None:
         tuner.stop()
+        if tuner.team.leads:
+            with contextlib.suppress(OSError):  # stderr is closed: there is nobody to tell
+                os.write(2, b"\nfoveal: stopping after this step; Ctrl-C once more ends it at once and loses it\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -78,7 +78,10 @@ class _Shelf:
                 raise DataError(f"the record has {held[0]!r} and {held[1]!r}; one of them is enough")
             for key in held:
                 value = record[key]
-                media[kind] += list(value) if isinstance(value, list) else [value]
+                named = list(value) if isinstance(value, list) else [value]
+                if wrong := [one for one in named if not isinstance(one, str | list)]:
+                    raise DataError(f"{key!r} holds {brief(wrong[0])}; expected the name of a file, or a list of names")
+                media[kind] += named
         return cls(media, placeholders or any(media.values()))
 
     def take(self, kind: Kind) -> dict[str, Any]:
@@ -113,6 +116,8 @@ def _message(turn: Any, where: str, shelf: _Shelf) -> dict[str, Any]:
     if role == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(content, where)}
     role = _ROLES[role]
+    if content is not None and not isinstance(content, str | list):
+        raise DataError(f"{where} says {brief(content)}; expected a text or a list of parts")
     if isinstance(content, str) and role in ("user", "tool") and shelf.placeholders:
         content = _parts(content, shelf)
     elif isinstance(content, list):

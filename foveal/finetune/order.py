@@ -74,8 +74,8 @@ def batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | None, r
 class Stream:
     """Batches from a cursor on. One window is learned from while threads read the next.
 
-    epochs: the end, None for none. skipped: told the reason of a bad record, which is then left out; without it a bad record
-    raises DataError.
+    epochs: the end, None for none. skipped: told the reason of a bad record, once however many epochs meet it, which is then
+    left out; without it a bad record raises DataError.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Stream:
         self.window = -(-window // batch_size) * batch_size  # no batch is cut short by a window's end but the last
         self.size = sum(draws(sources))
         self.total = None if epochs is None else max(1, round(epochs * self.size))
+        self._told: set[str] = set()
 
     def start(self, cursor: Cursor) -> Generator[Packed, None, None]:
         """Yield what comes after a cursor. Raise DataError when a whole epoch holds nothing that can be learned from."""
@@ -129,7 +130,9 @@ class Stream:
             except DataError as error:
                 if self.skipped is None:
                     raise
-                self.skipped(str(error))
+                if (reason := str(error)) not in self._told:
+                    self._told.add(reason)
+                    self.skipped(reason)
         return samples
 
     def _packed(self, samples: list[Sample], at: Cursor, drawn: int, first: int) -> Iterator[Packed]:

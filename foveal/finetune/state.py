@@ -47,19 +47,28 @@ def save(output: Path, step: int, tensors: Mapping[str, Tensor], run: Mapping[st
     try:
         with _alone_is_fine():
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part))
-    except dcp.CheckpointException as error:  # no Exception by birth, and most of it is a traceback
-        why = "; ".join(dict.fromkeys(str(failure[0]).split("\n")[0] for failure in error.failures.values()))
+        if leads:
+            (part / RUN).write_text(json.dumps(run), encoding="utf-8")
+            part.replace(target)
+    except (dcp.CheckpointException, OSError) as error:
+        if leads:  # what was written of it may be what fills the disk
+            shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(
-            f"{target} could not be written: {why}; the state before it, if any, is whole: free some space, and the same "
-            "command goes on from there"
+            f"{target} could not be written: {_reason(error)}; the state before it, if any, is whole: free some space, and the "
+            "same command goes on from there"
         ) from None
     if leads:
-        (part / RUN).write_text(json.dumps(run), encoding="utf-8")
-        part.replace(target)
         for old in target.parent.iterdir():
             if old != target:
                 shutil.rmtree(old)
     return target
+
+
+def _reason(error: dcp.CheckpointException | OSError) -> str:
+    """Say why; torch's exception is a traceback of every process for the most part."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "; ".join(dict.fromkeys(str(failure[0]).split("\n")[0] for failure in error.failures.values()))
 
 
 def read_run(folder: Path) -> dict[str, Any]:

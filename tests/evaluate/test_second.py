@@ -12,7 +12,8 @@ from foveal.evaluate import Item, Run, examine, make_report, open_tasks
 from foveal.evaluate.api import Remote, Server
 from foveal.evaluate.items import prompt_json
 from foveal.evaluate.page import render
-from foveal.evaluate.tasks import BARS, CASES, GROUPS, KINDS, LARGE_PX, SECOND, reopen
+from foveal.evaluate.tasks import reopen
+from foveal.evaluate.world_tasks import BARS, CASES, GROUPS, KINDS, LARGE_PX, SECOND
 from foveal.media import Frames
 from foveal.world import CASE_KINDS, CASE_QUESTIONS, list_f1, make, score, yes_no_f1
 from foveal.world.score import parse_boxes

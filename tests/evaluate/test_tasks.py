@@ -12,9 +12,11 @@ from PIL import Image
 
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate import open_tasks
+from foveal.evaluate.file_tasks import FileTask
 from foveal.evaluate.items import prompt_json, with_system
 from foveal.evaluate.scorers import SCORERS
-from foveal.evaluate.tasks import GROUPS, KINDS, LEVELS, FileTask, reopen
+from foveal.evaluate.tasks import reopen
+from foveal.evaluate.world_tasks import GROUPS, KINDS, LEVELS
 from foveal.media import Frames
 from foveal.train import mini
 from foveal.world import CLIP_KINDS, QUESTION_KINDS, score

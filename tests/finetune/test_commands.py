@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from foveal.cli.train import _stopped_by_signals
 from foveal.errors import ConfigError
 from foveal.finetune.run import model_folder
 from foveal.finetune.settings import read_settings
@@ -150,3 +154,21 @@ def test_an_output_that_cannot_be_a_folder_is_said_before_training(
     done = run_foveal("train", _config(tmp_path, checkpoint))
     assert done.code == 2 and "cannot be made a folder: File exists; name another" in done.err
     assert "weights learn" not in done.err
+
+
+def test_a_terminal_does_not_obey_the_data(run_foveal: Run, checkpoint: Path, write: Write) -> None:
+    file = write([chat("\x1b[31mwhat?", "bl\x07ue")])
+    done = run_foveal("data", "show", file, "-m", checkpoint)
+    assert done.code == 0 and "\\x1b[31mwhat?" in done.out and "bl\\x07ue" in done.out
+    assert "\x1b" not in done.out and "\x07" not in done.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_at_once(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    asked: list[bool] = []
+    tuner = SimpleNamespace(stop=lambda: asked.append(True), team=SimpleNamespace(leads=True))
+    with pytest.raises(KeyboardInterrupt), _stopped_by_signals(tuner):
+        os.kill(os.getpid(), number)
+        assert asked == [True]
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err.count("foveal: stopping after this step") == 1

@@ -67,7 +67,7 @@ def test_openai_messages_without_media_keep_their_words() -> None:
     assert read_record(record, ROOT).messages[0]["content"] == " say <image> "
 
 
-def _said(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
+def _said(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
     return {"conversations": [{"from": who, "value": what} for who, what in turns], **more}
 
 
@@ -90,7 +90,11 @@ def _said(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
         (_said(("human", "x"), ("gpt", "y"), tools="{"), "tools is not JSON"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "y"}]},
          "1 image placeholder but the record names 0 pictures"),
-        ({"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "y"}]}, "the content of .* is a int"),
+        ({"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "y"}]},
+         r"messages\[0\] says 5; expected a text"),
+        (_said(("human", 5), ("gpt", "y"), video="a.mp4"), r"conversations\[0\] says 5; expected a text"),
+        (_said(("human", "<video>x"), ("gpt", "y"), video=7), "'video' holds 7; expected the name of a file"),
+        (_said(("human", "<image><image>x"), ("gpt", "y"), images=["a.png", None]), "'images' holds None; expected the name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(record: Any, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -291,9 +292,25 @@ def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     kept = state_files.newest(tmp_path)
     assert kept is not None and state_files.read_run(kept) == {"step": 1}
+    assert list(kept.parent.iterdir()) == [kept]  # what was written of the other would fill the disk further
     held = {"a": torch.zeros(8)}
     state_files.load(kept, held)
     assert torch.equal(held["a"], torch.ones(8))
+
+
+def test_a_disk_that_is_full_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state_files.save(tmp_path, 1, {"a": torch.ones(8)}, {"step": 1}, True)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(
+            CheckpointError, match="state/step-2 could not be written: No space left on device; the state before"
+        ):
+            state_files.save(tmp_path, 2, {"a": torch.ones(8)}, {"step": 2}, True)
+    assert [folder.name for folder in (tmp_path / state_files.FOLDER).iterdir()] == ["step-1"]
 
 
 def test_the_picture_of_a_run(tuner: NewTuner) -> None:

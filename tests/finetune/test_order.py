@@ -75,6 +75,13 @@ def test_a_bad_record_ends_the_stream_or_is_reported(reader: SampleReader, write
     assert len(reasons) == 1 and "data.jsonl:5: conversations is []" in reasons[0]
 
 
+def test_a_bad_record_is_reported_once_in_all_epochs(reader: SampleReader, write: Write) -> None:
+    reasons: list[str] = []
+    whole = list(_stream(reader, write, [*mixed(2), {"conversations": []}], epochs=3.0, skipped=reasons.append).start(Cursor()))
+    assert sum(len(packed.samples) for packed in whole) == 6
+    assert len(reasons) == 1
+
+
 def test_a_set_of_bad_records_alone_ends(reader: SampleReader, write: Write) -> None:
     reasons: list[str] = []
     with pytest.raises(DataError, match="all 3 records of an epoch were skipped; foveal data check says why"):

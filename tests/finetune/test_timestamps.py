@@ -84,3 +84,13 @@ def test_the_tokens_learn(run_foveal: Run, write: Write, tmp_path: Path) -> None
     moved = (table - before).abs().amax(1) > 0
     assert len(seen) == 3 and all(moved[index] for index in seen)
     assert json.loads((tmp_path / "stamps" / "config.json").read_text())["timestamp_format"] == "tokens"
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_it_is_said_that_adapters_do_not_reach_the_tokens(lora: bool, run_foveal: Run, write: Write, tmp_path: Path) -> None:
+    add_timestamps(tiny_checkpoint(tmp_path / "source"), tmp_path / "stamps", 3)
+    turns = [{"from": "human", "value": "<video>when?"}, {"from": "gpt", "value": "now"}]
+    file = write([{"videos": [["a.png", "b.png"] * 3], "conversations": turns}])
+    words = ["--steps", "1", "--set", "plot=false", *(["--set", "lora.rank=2", "--set", "lora.target=q_proj"] if lora else [])]
+    done = run_foveal("train", "-m", tmp_path / "stamps", "--data", file, "--output", tmp_path / "run", *words)
+    assert done.code == 0 and ("the timestamp tokens do not learn" in done.err) == lora
