@@ -289,5 +289,7 @@ def fill_packed(model: Qwen3VL, bits: int, path: Path) -> None:
         for name, weights in done.items():
             place(model, name, weights)  # biases are filled by now
         fuse(model)
+        prefix = disk_name("visual.")
+        model.rest_encoder = file.give_back(name for name in file.entries if name.startswith(prefix))
     finally:
         file.close()
