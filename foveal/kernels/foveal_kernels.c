@@ -416,7 +416,7 @@ INLINE int read_weights(const void *from, int type, int64_t at, int64_t count, f
  * best scale is sum(v q) / sum(q q), and the error is then smaller by sum(v q)^2 / sum(q q). Four bits reach one further down
  * than up: there the furthest value is made negative. Sums run over columns in order, a row to a lane.
  */
-static const float places8[] = {127.0f, 125.6f, 124.2f, 122.8f, 121.4f, 120.0f}, places4[] = {-8.0f, -7.6f, -7.2f};
+static const float places8[] = {127.0f, 125.0f, 123.0f}, places4[] = {-8.0f, -7.6f, -7.2f};
 
 INLINE void choose_scales(const float *v, const float *importance, int bits, const float *furthest, float *scale) {
     const float *places = bits == 8 ? places8 : places4, top = bits == 8 ? 127.0f : 7.0f, bottom = bits == 8 ? -127.0f : -8.0f;
