@@ -182,7 +182,6 @@ class Source:
             stop = min(first + step, entry.shape[0])
             shape = (stop - first, *entry.shape[1:])
             piece = self.file.read(self.name, first, stop, into=scratch.take(shape, entry.dtype))
-            self.file.expect(entry.start + stop * entry.row_bytes, PIECE_BYTES)  # the disk goes on while this is converted
             if self.blocks is not None and scales is not None:
                 wide = scratch.take(shape, torch.float32).copy_(piece)
                 piece = self.blocks.dequantize(wide, scales[first // block : -(-stop // block)])

@@ -119,11 +119,6 @@ class TensorFile:
         self._read_into(_bytes_of(out), start)
         return out
 
-    def expect(self, start: int, count: int) -> None:
-        """Let the system read so many bytes ahead while something else is done."""
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self._file.fileno(), start, count, os.POSIX_FADV_WILLNEED)
-
     def _read_into(self, target: memoryview, start: int) -> None:
         self._file.seek(start)
         while target:
