@@ -117,6 +117,14 @@ def test_text_alone_needs_no_encoder(pipeline: Pipeline) -> None:
     assert answer.stats.image_tokens == answer.stats.video_tokens == 0 and len(answer.token_ids) > 0
 
 
+def test_an_encoder_rests_once_it_has_seen(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[bool] = []
+    monkeypatch.setattr(pipeline.model, "rest_encoder", lambda: rests.append(True))
+    for files, rested in (((), 0), ((picture(40, 60), picture(30, 30)), 1)):
+        assert pipeline.ask("What?", *files, sampling=Sampling(max_tokens=3)).answer.token_ids
+        assert len(rests) == rested
+
+
 def test_chat_takes_the_form_of_the_openai_api(pipeline: Pipeline) -> None:
     messages = [{"role": "user", "content": [{"type": "image", "image": picture(30, 50)}, {"type": "text", "text": "What?"}]}]
     chat = pipeline.chat(messages, sampling=Sampling(max_tokens=12)).answer

@@ -137,6 +137,11 @@ def pack(
     *,
     model: Annotated[str, Parameter(name=["--model", "-m"], help="Checkpoint folder, or hub name.")],
     bits: Annotated[Literal[8, 4], Parameter(help="Width of the weights.")] = 8,
+    calibrate: Annotated[
+        Path | None,
+        Parameter(help="Conversations as foveal train reads them: fewer errors in answers like those."),
+    ] = None,
+    conversations: Annotated[int, Parameter(help="How many of them to run through the plain model.")] = 64,
 ) -> None:
     """Write a checkpoint with its weights packed to 8 or 4 bits; loading one maps it, which takes no time.
 
@@ -144,7 +149,7 @@ def pack(
     """
     from foveal.cli.pack import run
 
-    run(directory, model, bits)
+    run(directory, model, bits, calibrate, conversations)
 
 
 @app.command

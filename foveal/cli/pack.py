@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foveal.cli import session, show
 from foveal.cli.models import check_runnable
 from foveal.config import read_json
 from foveal.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence as Several
 
-def run(directory: Path, name: str, bits: int) -> None:
+    from foveal.model.feedback import Moments
+    from foveal.patches import Patches
+    from foveal.sequence import Sequence
+
+
+def run(directory: Path, name: str, bits: int, calibrate: Path | None, conversations: int) -> None:
     check_runnable(name)
     from foveal.hub import resolve
     from foveal.model.load import load_model
@@ -21,9 +30,34 @@ def run(directory: Path, name: str, bits: int) -> None:
         raise ConfigError(f"{directory} is the checkpoint itself; name another folder to write")
     if is_packed(read_json(source / "config.json")):
         raise ConfigError(f"{source} is packed already; pack the original again for another width")
+    if conversations < 1:
+        raise ConfigError(f"--conversations is {conversations}; calibrating takes one or more")
     with session.progress() as line:
+        moments = None if calibrate is None else gathered(source, calibrate, conversations, line)
         line(f"packing {name} to {bits} bits")
-        model = load_model(source, bits=bits)
+        model = load_model(source, bits=bits, moments=moments)
         line(f"writing {show.num_bytes(num_bytes(model))}")
         save_packed(model, directory, bits, copy_from=source)
     session.note(f"wrote {directory}: {show.num_bytes(num_bytes(model))} of weights; foveal ask -m {directory} maps them")
+
+
+def gathered(source: Path, file: Path, count: int, line: session.Progress) -> dict[str, Moments]:
+    """Run some conversations of a file of training data, from all over it, through the plain model."""
+    from foveal.finetune.samples import SampleReader
+    from foveal.finetune.sources import open_source
+    from foveal.generate import Pipeline
+    from foveal.model.feedback import gather
+
+    records = open_source(str(file))
+    count = min(count, len(records))
+    line(f"loading {source}")
+    pipeline = Pipeline.load(source, bits=0)
+    read = SampleReader(pipeline.processor)
+
+    def conversations() -> Iterator[tuple[Sequence, Several[Patches]]]:
+        for number in range(count):
+            line(f"calibrating with {number + 1} of {count} conversations")
+            request = read(records, number * len(records) // count).request
+            yield request.sequence, request.patches
+
+    return gather(pipeline.model, conversations())

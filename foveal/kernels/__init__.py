@@ -169,10 +169,12 @@ class Activations:
 # ---------------------------------------------------------------- functions
 
 
-def pack(weight: Array, bits: int, *, out: Packed | None = None) -> Packed:
+def pack(weight: Array, bits: int, *, importance: Array | None = None, out: Packed | None = None) -> Packed:
     """Quantise a weight (N, K) of float32, bfloat16 (uint16 in NumPy) or float16, symmetric in groups of 32 along K.
 
-    `out` takes the result into arrays that exist. Raise FovealError for NaN, infinity and values beyond float16 scales.
+    Each group's scale is, of a few, the one with the least squared error. importance (K,) float32, greater than zero, says
+    what an error in each column costs; all alike without it. `out` takes the result into arrays that exist. Raise FovealError
+    for NaN, infinity and values beyond float16 scales.
     """
     address, dtype, stride = matrix(weight, "weight", ("float32", "bfloat16", "uint16", "float16"))
     rows, columns = (int(n) for n in weight.shape)
@@ -183,7 +185,8 @@ def pack(weight: Array, bits: int, *, out: Packed | None = None) -> Packed:
         out = Packed(bits, rows, columns, empty(weight, codes, "uint8"), empty(weight, scales, "float16"))
     elif (out.bits, out.rows, out.columns) != (bits, rows, columns):
         raise ValueError(f"out is {out}; {bits} bits, {rows} rows, {columns} columns are needed")
-    done(native().foveal_pack(address, TYPES[dtype], bits, rows, columns, stride, *out.at), "weights")
+    costs = None if importance is None else dense(importance, "importance", ("float32",), (columns,))
+    done(native().foveal_pack(address, TYPES[dtype], bits, rows, columns, stride, costs, *out.at), "weights")
     return out
 
 

@@ -228,6 +228,7 @@ struct quantise_job {
 
 struct pack_job {
     const void *weight;
+    const float *importance; /* of each column's error, or NULL: all alike */
     int type, bits;
     int64_t rows, columns, stride, groups;
     uint8_t *codes;
@@ -408,45 +409,93 @@ INLINE int read_weights(const void *from, int type, int64_t at, int64_t count, f
     return top < 0x7f800000;
 }
 
+/* Scales that err least, for one group of 16 rows side by side, v (GROUP, LANES): sum(importance (v - scale q)^2).
+ *
+ * To put the value furthest from zero at the end of the range is not best for the other 31: a few places for it are tried, none
+ * beyond the end, since a value that is far out often meets inputs that are large. Each place gives codes q, for given codes the
+ * best scale is sum(v q) / sum(q q), and the error is then smaller by sum(v q)^2 / sum(q q). Four bits reach one further down
+ * than up: there the furthest value is made negative. Sums run over columns in order, a row to a lane.
+ */
+static const float places8[] = {127.0f, 125.0f, 123.0f}, places4[] = {-8.0f, -7.6f, -7.2f};
+
+INLINE void choose_scales(const float *v, const float *importance, int bits, const float *furthest, float *scale) {
+    const float *places = bits == 8 ? places8 : places4, top = bits == 8 ? 127.0f : 7.0f, bottom = bits == 8 ? -127.0f : -8.0f;
+    int count = bits == 8 ? sizeof places8 / 4 : sizeof places4 / 4;
+    float best[LANES] = {0};
+    for (int i = 0; i < LANES; i++) scale[i] = 0;
+    for (int c = 0; c < count; c++) {
+        float inverse[LANES], vq[LANES] = {0}, qq[LANES] = {0};
+        for (int i = 0; i < LANES; i++) /* what is this near to zero has no scale in float16 */
+            inverse[i] = furthest[i] > -0x1p-30f && furthest[i] < 0x1p-30f ? 0.0f : places[c] / furthest[i];
+        for (int k = 0; k < GROUP; k++) {
+            float weight = importance[k];
+            for (int i = 0; i < LANES; i++) {
+                float q = nearest(v[k * LANES + i] * inverse[i]);
+                q = q < bottom ? bottom : q > top ? top : q;
+                float weighed = weight * q;
+                vq[i] += weighed * v[k * LANES + i];
+                qq[i] += weighed * q;
+            }
+        }
+        for (int i = 0; i < LANES; i++) {
+            float fit = qq[i] == 0.0f ? 0.0f : vq[i] / qq[i], gain = vq[i] * fit;
+            scale[i] = gain > best[i] ? fit : scale[i];
+            best[i] = gain > best[i] ? gain : best[i];
+        }
+    }
+}
+
 INLINE void pack_part(const void *context, int64_t block) { /* 16 rows */
     const struct pack_job *job = context;
-    int64_t block_bytes = job->bits == 8 ? 512 : 256;
+    int bits = job->bits;
+    int64_t block_bytes = bits == 8 ? 512 : 256;
+    float bottom = bits == 8 ? -127.0f : -8.0f, top = bits == 8 ? 127.0f : 7.0f;
     for (int64_t g = 0; g < job->groups; g++) {
         uint8_t *codes = job->codes + (block * job->groups + g) * block_bytes;
         uint16_t *scales = job->scales + (block * job->groups + g) * LANES;
         int64_t count = least(GROUP, job->columns - g * GROUP);
+        float v[GROUP * LANES] ALIGNED, importance[GROUP], scale[LANES] ALIGNED, furthest[LANES] ALIGNED = {0};
+        for (int k = 0; k < GROUP; k++) importance[k] = job->importance && k < count ? job->importance[g * GROUP + k] : 1.0f;
         for (int row = 0; row < LANES; row++) {
             int64_t n = block * LANES + row;
-            float v[GROUP] = {0};
-            if (n < job->rows && !read_weights(job->weight, job->type, n * job->stride + g * GROUP, count, v)) {
+            float x[GROUP] = {0};
+            if (n < job->rows && !read_weights(job->weight, job->type, n * job->stride + g * GROUP, count, x)) {
                 atomic_store(job->status, NOT_FINITE);
                 return;
             }
+            for (int k = 0; k < GROUP; k++) v[k * LANES + row] = x[k];
+        }
+        for (int i = 0; i < LANES; i++) {
             float high = 0, low = 0;
-            for (int i = 0; i < GROUP; i++) {
-                high = v[i] > high ? v[i] : high;
-                low = v[i] < low ? v[i] : low;
+            for (int k = 0; k < GROUP; k++) {
+                high = v[k * LANES + i] > high ? v[k * LANES + i] : high;
+                low = v[k * LANES + i] < low ? v[k * LANES + i] : low;
             }
-            /* Four bits reach one further down than up: the value furthest from zero is made to lie there. */
-            float extreme = high > -low ? high : low;
-            float wanted = job->bits == 8 ? (high > -low ? high : -low) / 127.0f : extreme / -8.0f;
-            scales[row] = to_float16(wanted);
-            if ((scales[row] & 0x7fff) == 0x7c00) {
+            furthest[i] = high > -low ? high : bits == 8 ? -low : low;
+        }
+        choose_scales(v, importance, bits, furthest, scale);
+        for (int i = 0; i < LANES; i++) {
+            float plain = furthest[i] / (bits == 8 ? 127.0f : -8.0f);
+            if ((to_float16(plain) & 0x7fff) == 0x7c00) {
                 atomic_store(job->status, TOO_LARGE);
                 return;
             }
-            float scale = from_float16(scales[row]), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
-            float bottom = job->bits == 8 ? -127.0f : -8.0f, top = job->bits == 8 ? 127.0f : 7.0f;
-            uint8_t q[GROUP];
-            for (int i = 0; i < GROUP; i++) {
-                float y = nearest(v[i] * inverse);
-                y = y < bottom ? bottom : y > top ? top : y;
-                q[i] = (uint8_t)((int32_t)y + (job->bits == 8 ? 128 : 8));
-            }
-            if (job->bits == 4)
-                for (int i = 0; i < GROUP / 2; i++) q[i] = (uint8_t)(q[i] | q[i + GROUP / 2] << 4);
-            for (int quad = 0; quad < block_bytes / 64; quad++) memcpy(codes + quad * 64 + row * 4, q + quad * 4, 4);
+            scale[i] = scale[i] > 65504.0f ? 65504.0f : scale[i] < -65504.0f ? -65504.0f : scale[i];
+            scales[i] = to_float16(scale[i]);
+            scale[i] = from_float16(scales[i]);
+            scale[i] = scale[i] == 0.0f ? 0.0f : 1.0f / scale[i];
         }
+        uint8_t q[GROUP * LANES] ALIGNED;
+        for (int k = 0; k < GROUP; k++)
+            for (int i = 0; i < LANES; i++) {
+                float y = nearest(v[k * LANES + i] * scale[i]);
+                y = y < bottom ? bottom : y > top ? top : y;
+                q[k * LANES + i] = (uint8_t)((int32_t)y + (bits == 8 ? 128 : 8));
+            }
+        if (bits == 4)
+            for (int k = 0; k < GROUP / 2 * LANES; k++) q[k] = (uint8_t)(q[k] | q[k + GROUP / 2 * LANES] << 4);
+        for (int k = 0; k < block_bytes / LANES; k++)
+            for (int i = 0; i < LANES; i++) codes[k / 4 * 64 + i * 4 + k % 4] = q[k * LANES + i];
     }
 }
 
@@ -1135,7 +1184,7 @@ static void quantise_rows(const struct path *p, const float *x, const float *nor
  * All return a status; pointers are the caller's, strides are in elements, T may be 0. The Python side checks shapes.
  */
 
-EXPORT int foveal_interface(void) { return 5; } /* to be raised when a signature or a layout changes */
+EXPORT int foveal_interface(void) { return 6; } /* to be raised when a signature or a layout changes */
 
 /* The name of path `index`, NULL past the last; an empty name where this machine lacks it. */
 EXPORT const char *foveal_path_name(int index) { return index < 0 || index >= PATHS ? NULL : present(index) ? paths[index].name : ""; }
@@ -1153,12 +1202,12 @@ EXPORT int foveal_set_threads(int count) {
     return DONE;
 }
 
-/* weight (rows, columns) -> codes, scales. */
-EXPORT int foveal_pack(const void *weight, int type, int bits, int64_t rows, int64_t columns, int64_t stride, uint8_t *codes,
-                       uint16_t *scales) {
+/* weight (rows, columns) -> codes, scales; importance (columns) of what errors in a column cost, or NULL. */
+EXPORT int foveal_pack(const void *weight, int type, int bits, int64_t rows, int64_t columns, int64_t stride,
+                       const float *importance, uint8_t *codes, uint16_t *scales) {
     if ((bits != 8 && bits != 4) || type < FLOAT32 || type > FLOAT16) return BAD_ARGUMENT;
     atomic_int status = DONE;
-    struct pack_job job = {weight, type, bits, rows, columns, stride, (columns + GROUP - 1) / GROUP, codes, scales, &status};
+    struct pack_job job = {weight, importance, type, bits, rows, columns, stride, (columns + GROUP - 1) / GROUP, codes, scales, &status};
     run(path()->pack, &job, (rows + LANES - 1) / LANES);
     return atomic_load(&status);
 }

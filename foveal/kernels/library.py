@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("foveal_kernels.c")
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math")  # fmt: skip
-INTERFACE = 5
+INTERFACE = 6
 _REMEDY = (
     "install a C compiler (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install) "
     "or name one in the environment variable CC"
@@ -105,7 +105,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "foveal_set_path": (number,),
         "foveal_get_threads": (),
         "foveal_set_threads": (number,),
-        "foveal_pack": (pointer, number, number, count, count, count, pointer, pointer),
+        "foveal_pack": (pointer, number, number, count, count, count, pointer, pointer, pointer),
         "foveal_take_rows": (number, pointer, pointer, count, count, pointer, count, pointer),
         "foveal_quantise_rows": (pointer, pointer, real, count, count, count, pointer, pointer, pointer),
         "foveal_matmul": (

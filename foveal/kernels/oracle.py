@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 GROUP, LANES, TILE = 32, 16, 8
 BLOCK_BYTES = {8: 512, 4: 256}
+PLACES = {8: (127.0, 125.0, 123.0), 4: (-8.0, -7.6, -7.2)}
 
 
 def _padded(x: Array, rows: int, columns: int) -> Array:
@@ -17,35 +18,51 @@ def _padded(x: Array, rows: int, columns: int) -> Array:
     return np.pad(x, ((0, -x.shape[0] % rows), (0, -x.shape[1] % columns)))
 
 
-def quantise_weight(weight: Array, bits: int) -> tuple[Array, Array]:
+def quantise_weight(weight: Array, bits: int, importance: Array | None = None) -> tuple[Array, Array]:
     """weight (N, K) float32 → q (N, K / 32, 32) int8 and float16 scales (N, K / 32), both padded."""
     groups = _padded(np.asarray(weight, np.float32), LANES, GROUP)
     groups = groups.reshape(groups.shape[0], -1, GROUP)
     if not np.isfinite(groups).all():
         raise ValueError("weights hold NaN or infinity")
+    costs = np.ones(weight.shape[1], np.float32) if importance is None else np.asarray(importance, np.float32)
+    costs = np.pad(costs, (0, -len(costs) % GROUP), constant_values=1).reshape(-1, GROUP)
     high, low = groups.max(-1), groups.min(-1)
-    if bits == 8:
-        wanted = np.where(high > -low, high, -low) / np.float32(127)
-    else:  # one further down than up: the value furthest from zero becomes -8
-        wanted = np.where(high > -low, high, low) / np.float32(-8)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        scales = wanted.astype(np.float16)
-        if not np.isfinite(scales).all():
-            raise ValueError("weights too large for float16 scales")
-        wide = scales.astype(np.float32)
-        inverse = np.where(wide == 0, np.float32(0), np.float32(1) / wide)
+    furthest = np.where(high > -low, high, -low if bits == 8 else low)  # 4 bits reach one further down than up
     bottom, top = (-127, 127) if bits == 8 else (-8, 7)
+    with np.errstate(over="ignore"):
+        if not np.isfinite((furthest / np.float32(127 if bits == 8 else -8)).astype(np.float16)).all():
+            raise ValueError("weights too large for float16 scales")
+    best, wanted = np.zeros_like(furthest), np.zeros_like(furthest)
+    for place in PLACES[bits]:  # where the value furthest from zero may lie
+        none = np.abs(furthest) < np.float32(2.0**-30)
+        inverse = np.where(none, np.float32(0), np.float32(place) / np.where(none, np.float32(1), furthest))
+        q = np.clip(np.rint(groups * inverse[..., None]), bottom, top)
+        vq, qq = np.zeros_like(furthest), np.zeros_like(furthest)
+        for k in range(GROUP):  # in this order, as the kernel does
+            vq += costs[:, k] * q[..., k] * groups[..., k]
+            qq += costs[:, k] * q[..., k] * q[..., k]
+        fit = np.where(qq == 0, np.float32(0), vq / np.where(qq == 0, np.float32(1), qq))
+        better = vq * fit > best
+        best, wanted = np.where(better, vq * fit, best), np.where(better, fit, wanted)
+    scales = np.clip(wanted, -65504, 65504).astype(np.float16)
+    wide = scales.astype(np.float32)
+    inverse = np.where(wide == 0, np.float32(0), np.float32(1) / np.where(wide == 0, np.float32(1), wide))
     return np.clip(np.rint(groups * inverse[..., None]), bottom, top).astype(np.int8), scales
 
 
-def pack(weight: Array, bits: int) -> tuple[Array, Array]:
+def pack(weight: Array, bits: int, importance: Array | None = None) -> tuple[Array, Array]:
     """weight (N, K) → codes uint8 (N / 16, K / 32, 512 | 256), scales float16 (N / 16, K / 32, 16)."""
-    q, scales = quantise_weight(weight, bits)
+    q, scales = quantise_weight(weight, bits, importance)
+    return arrange(q, bits), np.ascontiguousarray(scales.reshape(-1, LANES, scales.shape[1]).transpose(0, 2, 1))
+
+
+def arrange(q: Array, bits: int) -> Array:
+    """q (N, K / 32, 32) int8, N a multiple of 16 → codes."""
     blocks, groups = q.shape[0] // LANES, q.shape[1]
     quads = q.reshape(blocks, LANES, groups, 8, 4).transpose(0, 2, 3, 1, 4)  # (block, group, quad, row, 4)
     offset = (quads.astype(np.int16) + (128 if bits == 8 else 8)).astype(np.uint8)
     codes = offset if bits == 8 else offset[:, :, :4] | offset[:, :, 4:] << 4
-    return codes.reshape(blocks, groups, -1), np.ascontiguousarray(scales.reshape(blocks, LANES, groups).transpose(0, 2, 1))
+    return codes.reshape(blocks, groups, -1)
 
 
 def integers(codes: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ class Qwen3VL(nn.Module):
         super().__init__()
         self.config = config
         self.kv_cache: torch.dtype | None = None  # what new caches hold; None: see `cache_dtype`
+        # Takes the encoder's weights out of memory until it is used again; quantize.py sets it where they are mapped.
+        self.rest_encoder: Callable[[], None] | None = None
         self.visual = VisionModel(config.vision)
         self.language_model = TextModel(config.text, config.vision.tap_layers)
         self.lm_head: nn.Module | None = None

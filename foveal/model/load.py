@@ -6,6 +6,7 @@ mapped, any other is read or converted in pieces, so the peak is the final weigh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from foveal.model.checkpoint import (
     skeleton,
     to_dtype,
 )
+from foveal.model.feedback import Moments
 from foveal.model.fp8 import Blocks
 from foveal.model.quantize import check_bits, file_bits, fill_packed, is_packed, pack_into, width
 from foveal.model.save import save_model
@@ -41,6 +43,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device: torch.device | str = "cpu",
     bits: int | None = None,
+    moments: Mapping[str, Moments] | None = None,
 ) -> Qwen3VL:
     """Load a checkpoint folder, sharded or not, ready to answer: parameters ask for no gradients.
 
@@ -50,7 +53,8 @@ def load_model(
     what is missing, unexpected or misshapen.
 
     bits: 8 or 4 packs the weights on the way (quantize.py); what is not packed is float32. A folder that was written
-    packed stays so. Raise ConfigError where that cannot be: in another dtype, off the CPU, without the kernels.
+    packed stays so. Raise ConfigError where that cannot be: in another dtype, off the CPU, without the kernels. moments: what
+    `feedback.gather` found on some prompts; with it packing makes up for its errors in the decoder's linears.
     """
     directory = Path(directory)
     where = str(directory / "config.json")
@@ -83,7 +87,7 @@ def load_model(
             value = sources[disk_name(name)].load(target, torch.device(device), scratch)
             setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
         if bits is not None:
-            pack_into(model, sources, bits)
+            pack_into(model, sources, bits, moments)
     model.config = replace(config, dtype=plain(target))
     model.language_model.reset_tables()
     return model.eval()

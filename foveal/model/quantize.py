@@ -26,6 +26,7 @@ from foveal.kernels import Packed
 from foveal.kernels.oracle import GROUP, LANES
 from foveal.model import Qwen3VL
 from foveal.model.checkpoint import Scratch, Source, disk_name
+from foveal.model.feedback import Feedback, Moments
 from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear, QuantisingNorm, TurningNorm
 from foveal.model.moe import Experts, SparseMLP
 from foveal.model.rms_norm import RMSNorm
@@ -73,17 +74,19 @@ def check_bits(bits: int) -> None:
         raise ConfigError(f"packed weights need the native kernels: {kernels.reason()}; without them use float32")
 
 
-def pack_into(model: Qwen3VL, sources: Mapping[str, Source], bits: int) -> None:
+def pack_into(model: Qwen3VL, sources: Mapping[str, Source], bits: int, moments: Mapping[str, Moments] | None = None) -> None:
     """Replace the modules of a skeleton whose weights the policy packs, reading them from a checkpoint piece by piece.
 
-    All other parameters are filled already: a module takes its bias along. Peak: what is packed, and one piece.
+    All other parameters are filled already: a module takes its bias along. moments: of what linears are given, by the name of
+    the weight, as `feedback.gather` finds them. Peak: what is packed, and one piece.
     """
     scratch = Scratch()
     chosen = {name: at for name, _ in model.named_parameters() if (at := width(name, bits, model.config))}
     for name in sorted(chosen, key=lambda n: sources[disk_name(n)].place):
         source = sources[disk_name(name)]
         if len(source.file.entries[source.name].shape) == 2:
-            place(model, name, [_pack_matrix(source, chosen[name], scratch)])
+            feedback = Feedback(moments[name]) if moments and name in moments else None
+            place(model, name, [_pack_matrix(source, chosen[name], scratch, feedback)])
             continue
         experts: list[Packed] = []
         for _, _, piece in source.pieces(scratch):
@@ -92,23 +95,31 @@ def pack_into(model: Qwen3VL, sources: Mapping[str, Source], bits: int) -> None:
     fuse(model)
 
 
-def _pack_matrix(source: Source, bits: int, scratch: Scratch) -> Packed:
+def _pack_matrix(source: Source, bits: int, scratch: Scratch, feedback: Feedback | None) -> Packed:
     rows, columns = source.file.entries[source.name].shape
     code_shape, scale_shape = kernels.packed_shapes(rows, columns, bits)
     codes, scales = torch.empty(code_shape, dtype=torch.uint8), torch.empty(scale_shape, dtype=torch.float16)
     for first, stop, piece in source.pieces(scratch, multiple=LANES):
         part = slice(first // LANES, -(-stop // LANES))
-        kernels.pack(piece, bits, out=Packed(bits, stop - first, columns, codes[part], scales[part]))
+        out = Packed(bits, stop - first, columns, codes[part], scales[part])
+        (feedback.pack if feedback else kernels.pack)(piece, bits, out=out)
     return Packed(bits, rows, columns, codes, scales)
 
 
-def quantize(model: Qwen3VL, bits: int) -> Qwen3VL:
-    """Pack the weights of a model in memory, in place, and return it. It must be on the CPU; the rest becomes float32."""
+def quantize(model: Qwen3VL, bits: int, moments: Mapping[str, Moments] | None = None) -> Qwen3VL:
+    """Pack the weights of a model in memory, in place, and return it. It must be on the CPU; the rest becomes float32.
+
+    moments: as of `pack_into`.
+    """
     check_bits(bits)
     for name, parameter in list(model.named_parameters()):
         chosen = width(name, bits, model.config)
         if chosen is not None:
-            place(model, name, _pack(name, parameter.detach(), chosen))
+            value = parameter.detach()
+            if moments is not None and name in moments:
+                place(model, name, [Feedback(moments[name]).pack(value, chosen)])
+            else:
+                place(model, name, _pack(name, value, chosen))
     return fuse(model.float())
 
 
@@ -289,5 +300,7 @@ def fill_packed(model: Qwen3VL, bits: int, path: Path) -> None:
         for name, weights in done.items():
             place(model, name, weights)  # biases are filled by now
         fuse(model)
+        prefix = disk_name("visual.")
+        model.rest_encoder = file.give_back(name for name in file.entries if name.startswith(prefix))
     finally:
         file.close()

@@ -86,6 +86,27 @@ class TensorFile:
         count = math.prod(entry.shape)
         return torch.frombuffer(self._mapping, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
+    def give_back(self, names: Iterable[str]) -> Callable[[], None]:
+        """Return a function that takes mapped tensors out of the process's memory until they are touched again.
+
+        The system keeps the pages while it has room, so touching them costs a fault and no reading of the disk. What was
+        written to them is lost.
+        """
+        spans: list[tuple[int, int]] = []
+        for entry in sorted((self.entries[name] for name in names), key=lambda e: e.start):
+            start = spans.pop()[0] if spans and spans[-1][1] == entry.start else entry.start
+            spans.append((start, entry.stop))
+        mapping, page = self._mapping, mmap.PAGESIZE
+        whole = [(-(-start // page) * page, stop // page * page) for start, stop in spans]
+
+        def give_back() -> None:
+            if mapping is not None:
+                for start, stop in whole:
+                    if start < stop:
+                        mapping.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+        return give_back
+
     def read(self, name: str, first: int = 0, stop: int | None = None, *, into: Tensor | None = None) -> Tensor:
         """Read a tensor, or its rows first..stop of the first axis, into memory of its own or `into` a contiguous tensor."""
         entry = self.entries[name]

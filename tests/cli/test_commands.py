@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import foveal
 from foveal import kernels
@@ -20,6 +21,8 @@ from foveal.config import PRESETS, preset
 from foveal.errors import HubError
 from foveal.generate import EMBEDDED, Answer, Piece, Stats
 from foveal.limits import PATHS
+from foveal.model.load import load_model
+from foveal.model.quantize import packed_weights
 from foveal.processor import Processor
 from tests.command import Done, Run, tiny_config
 
@@ -339,6 +342,21 @@ def test_pack_writes_what_quantize_answers_with(run_foveal: Run, checkpoint: str
     refused(run_foveal("pack", tmp_path / "again", "-m", target), 2, "packed already")
     refused(run_foveal("pack", checkpoint, "-m", checkpoint), 2, "the checkpoint itself")
     refused(run_foveal("ask", "-m", checkpoint, "--quantize", 8, "--dtype", "float32", *words), 2, "--dtype")
+
+
+@pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+def test_pack_calibrates_with_conversations(run_foveal: Run, checkpoint: str, photo: str, tmp_path: Path) -> None:
+    asked = {"role": "user", "content": [{"type": "image", "image": photo}, {"type": "text", "text": "What is it?"}]}
+    data, target = tmp_path / "data.jsonl", str(tmp_path / "packed")
+    data.write_text(json.dumps({"messages": [asked, {"role": "assistant", "content": "A thing."}]}) + "\n")
+    done = run_foveal("pack", target, "-m", checkpoint, "--bits", 4, "--calibrate", data)
+    assert (done.code, done.out) == (0, "") and "of weights" in done.err
+    plain, calibrated = (packed_weights(model) for model in (load_model(checkpoint, bits=4), load_model(target)))
+    assert not all(torch.equal(packed.codes, calibrated[name].codes) for name, packed in plain.items())
+    assert run_foveal("ask", "-m", target, photo, "What is it?", "--max-tokens", 4).code == 0
+    again = ("pack", target, "-m", checkpoint, "--calibrate", data)
+    refused(run_foveal(*again, "--conversations", 0), 2, "one or more")
+    refused(run_foveal(*again[:-1], tmp_path / "missing.jsonl"), 2, "missing.jsonl")
 
 
 def test_a_cache_of_8_bits_is_planned_as_it_is_used(run_foveal: Run, checkpoint: str) -> None:

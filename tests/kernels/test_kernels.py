@@ -97,13 +97,27 @@ def test_pack_takes_rows_of_a_larger_matrix_and_bfloat16_as_bits() -> None:
         assert np.array_equal(kernels.pack(weight.contiguous().view(torch.uint16).numpy(), 8).codes, want)
 
 
-def test_four_bits_with_the_extreme_at_minus_eight_err_less() -> None:
+@pytest.mark.parametrize("bits", BITS)
+def test_importance_decides_where_errors_fall(bits: int) -> None:
+    weight, importance = normal(20, 100), np.where(np.arange(100) % 7 == 0, np.float32(50), np.float32(0.1))
+    packed = kernels.pack(weight, bits, importance=importance)
+    codes, scales = oracle.pack(weight, bits, importance)
+    assert np.array_equal(packed.codes, codes) and np.array_equal(packed.scales, scales)
+    weighed = [(importance * np.square(kernels.unpack(p) - weight)).sum() for p in (packed, kernels.pack(weight, bits))]
+    assert weighed[0] < 0.95 * weighed[1]
+    with pytest.raises(ValueError, match="importance has shape"):
+        kernels.pack(weight, bits, importance=importance[:99])
+
+
+@pytest.mark.parametrize(("bits", "less"), [(8, 0.9), (4, 0.95)])
+def test_scales_err_less_than_by_the_furthest_value_alone(bits: int, less: float) -> None:
     weight = normal(64, 512)
-    error = np.square(kernels.unpack(kernels.pack(weight, 4)) - weight).mean()
+    error = np.square(kernels.unpack(kernels.pack(weight, bits)) - weight).mean()
     groups = weight.reshape(64, -1, 32)
-    scale = np.abs(groups).max(-1, keepdims=True) / 7
-    plain = np.square(np.rint(groups / scale) * scale - groups).mean()
-    assert error < 0.9 * plain
+    high, low = groups.max(-1, keepdims=True), groups.min(-1, keepdims=True)
+    scale = np.maximum(high, -low) / 127 if bits == 8 else np.where(high > -low, high, low) / -8
+    q = np.rint(groups / scale).clip(-127 if bits == 8 else -8, 127 if bits == 8 else 7)
+    assert error < less * np.square(q * scale - groups).mean()
 
 
 # ---------------------------------------------------------------- activations

@@ -117,6 +117,9 @@ def test_a_packed_folder_is_mapped(name: str, bits: int, tmp_path: Path) -> None
     save_packed(model, tmp_path, bits)
     loaded = load_model(tmp_path)
     assert torch.equal(logits(loaded), logits(model))
+    assert loaded.rest_encoder is not None
+    loaded.rest_encoder()
+    assert torch.equal(logits(loaded), logits(model))
     assert packed_weights(loaded).keys() == packed_weights(model).keys()
     assert num_bytes(loaded) == num_bytes(model) == expected_bytes(new_model(CONFIGS[name]), bits)
     assert torch.equal(logits(load_model(tmp_path, bits=bits)), logits(model))

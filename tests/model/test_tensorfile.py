@@ -101,6 +101,21 @@ def test_mapped_tensors_are_aligned_private_and_outlive_the_file(tmp_path: Path)
     assert path.read_bytes() == before
 
 
+def test_mapped_pages_that_were_given_back_come_again(tmp_path: Path) -> None:
+    values = {name: torch.randn(8192) for name in "abc"}
+    write_tensors(tmp_path / "x", {name: (torch.float32, (8192,)) for name in values}, lambda name: [values[name]], {})
+    file = TensorFile(tmp_path / "x")
+    mapped = {name: found for name in values if (found := file.mapped(name)) is not None}
+    give_back = file.give_back(["c", "b"])
+    file.close()
+    for tensor in mapped.values():
+        tensor[4096] = 7.0  # a page of its own: not in the file, so it shows which pages were given back
+    give_back()
+    assert mapped["a"][4096] == 7.0
+    for name in "bc":
+        assert torch.equal(mapped[name], values[name])
+
+
 def test_a_tensor_off_a_cache_line_is_not_mapped(tmp_path: Path) -> None:
     save_file({"a": torch.arange(3.0), "b": torch.arange(64.0)}, tmp_path / "a.safetensors")
     file = TensorFile(tmp_path / "a.safetensors")
