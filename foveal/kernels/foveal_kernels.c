@@ -26,79 +26,19 @@
  * these that calls the others: a step of decoding.
  */
 #define _GNU_SOURCE
-#include <math.h>
+#include "common.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <string.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#if defined(__linux__)
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
-#endif
-
-#define EXPORT __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-#define ALIGNED __attribute__((aligned(64)))
-#define UNROLL _Pragma("GCC unroll 16")
 
 enum { GROUP = 32, LANES = 16, TILE = 8 };
-enum { DONE = 0, NOT_FINITE = 1, TOO_LARGE = 2, BAD_ARGUMENT = 3 };
-enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };
-
-/* ---------------------------------------------------------------- numbers */
-
-INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* To the nearest integer, halves to the even one, for |x| < 2^22: the addition itself rounds, and vectorises anywhere. */
-INLINE float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
-
-INLINE float from_bfloat16(uint16_t h) { return float_of((uint32_t)h << 16); }
-
-/* Exact for every finite value, subnormals too; the caller rules out infinities and NaN. */
-INLINE float from_float16(uint16_t h) {
-    float magnitude = float_of((uint32_t)(h & 0x7fff) << 13) * 0x1p112f;
-    return float_of(bits_of(magnitude) | (uint32_t)(h & 0x8000) << 16);
-}
-
-/* Round to nearest even; what is too large becomes infinity (0x7c00). */
-INLINE uint16_t to_float16(float x) {
-    uint32_t u = bits_of(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
-    if (magnitude < 0x38800000) /* below 2^-14: a multiple of 2^-24 */
-        return (uint16_t)(sign | (uint32_t)nearest(float_of(magnitude) * 0x1p24f));
-    magnitude += 0xfff + (magnitude >> 13 & 1);
-    uint32_t half = (magnitude - (112u << 23)) >> 13;
-    return (uint16_t)(sign | (half > 0x7c00 ? 0x7c00 : half));
-}
-
-/* Round to nearest even, as torch does; the caller rules out NaN. */
-INLINE uint16_t to_bfloat16(float x) { return (uint16_t)((bits_of(x) + 0x7fff + (bits_of(x) >> 16 & 1)) >> 16); }
-
-/* e^x within 2e-7 of its value: x = n ln 2 + f, a Taylor polynomial of f, and n put into the exponent. The polynomial is
- * added up in pairs: one term after the other would take twice as long, each waiting for the last. */
-INLINE float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = nearest(x * 1.44269504f);
-    float f = (x - n * 0.693359375f) + n * 2.12194440e-4f, square = f * f;
-    float a = 1.0f / 2 + f * (1.0f / 6), b = 1.0f / 24 + f * (1.0f / 120), c = 1.0f / 720 + f * (1.0f / 5040);
-    float p = (1.0f + f) + square * (a + square * (b + square * c));
-    return p * float_of((uint32_t)((int32_t)n + 127) << 23);
-}
-
-/* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which is x times a logistic function. */
-INLINE float gelu(float x) {
-    x = x < -1e4f ? -1e4f : x; /* what is further down is zero as well, and its cube would overflow */
-    return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
-}
 
 /* ---------------------------------------------------------------- threads
  *
@@ -108,7 +48,6 @@ INLINE float gelu(float x) {
  * and does all its parts alone: slower for it, never wrong, and never more threads than were asked for.
  */
 
-typedef void part_fn(const void *job, int64_t part);
 enum { MOST_THREADS = 256, SPINS = 1500 };
 
 static struct {
@@ -186,7 +125,7 @@ static void start_workers(int wanted) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-static void run(part_fn *fn, const void *job, int64_t parts) {
+void run(part_fn *fn, const void *job, int64_t parts) {
     int helpers = (int)least(atomic_load(&threads), parts) - 1;
     if (helpers < 1 || pthread_mutex_trylock(&pool.busy)) {
         for (int64_t part = 0; part < parts; part++) fn(job, part);

@@ -21,6 +21,7 @@ from pathlib import Path
 from foveal.errors import FovealError
 
 SOURCE = Path(__file__).with_name("foveal_kernels.c")
+SOURCES = (SOURCE, SOURCE.with_name("attention.c"))
 # No flag for an instruction set: the source compiles its loops for each and asks the processor. Without contraction every
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
@@ -33,8 +34,10 @@ _REMEDY = (
 
 
 def file_name() -> str:
-    """Name the library of this source, these flags and this platform."""
-    key = hashlib.sha256(SOURCE.read_bytes())
+    """Name the library of these sources, these flags and this platform."""
+    key = hashlib.sha256()
+    for source in (*SOURCES, SOURCE.with_name("common.h")):
+        key.update(source.read_bytes())
     key.update(repr((FLAGS, sysconfig.get_platform())).encode())
     return f"foveal_kernels-{key.hexdigest()[:16]}.so"
 
@@ -66,8 +69,9 @@ def compile_library(target: Path) -> None:
     os.close(handle)
     try:
         done = subprocess.run(
-            [*compiler, *FLAGS, str(SOURCE), "-o", name, "-lm"], capture_output=True, text=True, timeout=300, check=False
-        )
+            [*compiler, *FLAGS, *map(str, SOURCES), "-o", name, "-lm"],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no message"])[0]
             raise FovealError(f"{compiler[0]} could not compile the kernels: {said}; {_REMEDY}")
@@ -96,7 +100,7 @@ def _open() -> ctypes.CDLL:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Tell ctypes the signatures of the source's last section."""
+    """Tell ctypes the signatures of the sources' last sections."""
     pointer, number, count, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
     signatures = {
         "foveal_interface": (),
@@ -118,6 +122,11 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ),
         "foveal_turn": (pointer, pointer, real, pointer, pointer, count, count, count, pointer),
         "foveal_quantise_cache": (pointer, count, count, count, count, count, pointer, pointer, count, count),
+        "foveal_frames_sizes": (count, pointer),
+        "foveal_frames_pack": (pointer, pointer, count, count, count, *(pointer,) * 3, count, count, *(pointer,) * 4),
+        "foveal_frames_attend": (
+            pointer, count, count, count, *(pointer,) * 4, count, real, *(pointer,) * 5, count,
+        ),
         "foveal_read": (pointer, count),
         "foveal_step_scratch": (pointer, count),
         "foveal_step": (pointer, pointer, count, pointer, pointer, pointer, pointer, pointer),
@@ -163,7 +172,7 @@ def native() -> ctypes.CDLL:
 def done(status: int, what: str) -> None:
     """Raise the error a call's status stands for."""
     if status == 1:
-        raise FovealError(f"{what} hold NaN or infinity, which have no 8-bit form")
+        raise FovealError(f"{what} hold NaN or infinity, which have no form in integers")
     if status == 2:
         raise FovealError(f"{what} are too large: a group's scale would not fit float16 (65504)")
     assert status == 0, f"the kernels refused an argument (status {status})"

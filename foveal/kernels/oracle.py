@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -182,3 +183,51 @@ def quantise_cache(x: Array) -> tuple[Array, Array]:
 def unpack_cache(codes: Array, scales: Array) -> Array:
     """The float32 values of a quantised cache."""
     return codes * np.repeat(scales.astype(np.float32), GROUP, axis=-1)[..., : codes.shape[-1]]
+
+
+# ---------------------------------------------------------------- frames: attention in 16-bit integers
+
+KEYS = 128  # rows of values that share a scale
+
+
+def sixteen_bits(x: Array) -> Array:
+    """Queries or keys (..., H) as their 16-bit codes and scales stand for: as fine as products below 2^31 allow."""
+    amax = np.abs(x).max(-1, keepdims=True).astype(np.float32)
+    none = amax < np.float32(2.0**-100)
+    small = np.where(none, np.float32(0), np.float32(1) / np.where(none, np.float32(1), amax))
+    length = np.sqrt(np.square(x * small, dtype=np.float64).sum(-1, keepdims=True))
+    most = np.minimum(np.divide(46300, length, out=np.zeros_like(length), where=length > 0), 32767)
+    codes = np.rint(x * small * most)
+    assert np.abs(codes).max(initial=0) <= 32767 and np.square(codes).sum(-1).max(initial=0) < 2**31
+    return np.where(most > 0, codes * (amax / np.where(most > 0, most, 1)), 0)
+
+
+def value_bits(v: Array) -> Array:
+    """Values (n, ..., H) of one frame as their codes stand for: a scale for every channel of KEYS rows."""
+    out = np.zeros(v.shape)
+    for start in range(0, len(v), KEYS):
+        block = v[start : start + KEYS]
+        scale = np.abs(block).max(0).astype(np.float64) / 16383
+        out[start : start + KEYS] = np.rint(block / np.where(scale > 0, scale, 1)) * scale
+    return out
+
+
+def frames(rows: Array, lengths: Sequence[int], heads: int, cos: Array | None, sin: Array | None) -> Array:
+    """rows (P, 3 * heads * H), queries, keys and values side by side → (P, heads * H): each frame attends inside itself.
+
+    Rounded as the kernels round, but for the weights of the softmax, which are float64 here.
+    """
+    q, k, v = (np.asarray(x, np.float32) for x in rows.reshape(len(rows), 3, heads, -1).swapaxes(0, 1))
+    if cos is not None and sin is not None:
+        c, s = cos[:, None], sin[:, None]
+        halves = (np.split(x, 2, axis=-1) for x in (q, k))
+        q, k = (np.concatenate([a * c - b * s, b * c + a * s], axis=-1) for a, b in halves)
+    out, start = [], 0
+    for n in filter(None, lengths):
+        part = slice(start, start + n)
+        start += n
+        score = np.einsum("qhd,khd->hqk", sixteen_bits(q[part]), sixteen_bits(k[part])) * q.shape[-1] ** -0.5
+        weight = np.exp(score - score.max(-1, keepdims=True))
+        weight /= weight.sum(-1, keepdims=True)
+        out.append(np.einsum("hqk,khd->qhd", weight, value_bits(v[part])).reshape(n, -1))
+    return np.concatenate(out).astype(np.float32)

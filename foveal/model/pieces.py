@@ -6,6 +6,7 @@ its number of queries, so keys and values lie head by head in a row here, and ei
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.batch import PatchBatch, VisionTokens
+from foveal.kernels.frames import Frames
 from foveal.model.rope import vision_tables
 from foveal.model.vision import Merger, VisionBlock, VisionModel
 
@@ -28,6 +30,7 @@ class Piece:
 
 
 Work = Generator[Piece, int, None]
+Tables = tuple[Tensor, Tensor]  # cosines and sines, (P, H / 2)
 
 
 def encode_in_pieces(model: VisionModel, batch: PatchBatch) -> Generator[Piece, int, VisionTokens]:
@@ -37,7 +40,7 @@ def encode_in_pieces(model: VisionModel, batch: PatchBatch) -> Generator[Piece, 
     """
     count, config = len(batch.position_index), model.config
     x, cos, sin = yield from _embedded(model, batch)
-    heads = x.new_empty(3, config.num_heads, count, config.head_dim)
+    heads = x.new_empty(count * 3 * config.hidden_size)
     seen = torch.empty_like(x)
     joined = config.spatial_merge_size**2
     taps = x.new_empty(len(config.taps), count // joined, config.out_hidden_size)
@@ -91,32 +94,57 @@ def _embedded(model: VisionModel, batch: PatchBatch) -> Generator[Piece, int, tu
     return x, cos, sin
 
 
-def _through(
-    block: VisionBlock, x: Tensor, tables: tuple[Tensor, Tensor], lengths: tuple[int, ...], heads: Tensor, seen: Tensor
-) -> Work:
-    """Put x (P, C) through a block, in place. heads: (3, heads, P, H) and seen: (P, C), to be filled."""
-
-    def project(part: slice) -> None:
-        made = block.attn.heads(block.norm1(x[part]), (tables[0][part], tables[1][part]))
-        for kind, rows in zip(heads, made, strict=True):
-            kind[:, part] = rows.transpose(0, 1)
+def _through(block: VisionBlock, x: Tensor, tables: Tables, lengths: tuple[int, ...], heads: Tensor, seen: Tensor) -> Work:
+    """Put x (P, C) through a block, in place. heads: (P * 3C,) and seen: (P, C), to be filled."""
 
     def mlp(part: slice) -> None:
         y = x[part] + block.attn.proj(seen[part])
         x[part] = y + block.mlp(block.norm2(y))
 
-    yield from _rows("project", range(len(x)), project)
-    start = 0
-    for n in lengths:
-        frame = slice(start, start + n)
+    see = _seen_in_integers if block.attn.in_integers else _seen
+    yield from see(block, x, tables, lengths, heads, seen)
+    yield from _rows("mlp", range(len(x)), mlp)
 
-        def attend(part: slice, frame: slice = frame) -> None:
-            q, k, v = heads[0][None, :, part], heads[1][None, :, frame], heads[2][None, :, frame]
+
+def _seen(block: VisionBlock, x: Tensor, tables: Tables, lengths: tuple[int, ...], heads: Tensor, seen: Tensor) -> Work:
+    count = len(x)
+    by_head = heads.view(3, block.attn.num_heads, count, -1)
+
+    def project(part: slice) -> None:
+        made = block.attn.heads(block.norm1(x[part]), (tables[0][part], tables[1][part]))
+        for kind, rows in zip(by_head, made, strict=True):
+            kind[:, part] = rows.transpose(0, 1)
+
+    yield from _rows("project", range(count), project)
+    for frame in _frames(lengths):
+
+        def attend(part: slice, frame: range = frame) -> None:
+            all_of_it = slice(frame.start, frame.stop)
+            q, k, v = by_head[0][None, :, part], by_head[1][None, :, all_of_it], by_head[2][None, :, all_of_it]
             seen[part] = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
 
-        yield from _rows("attend", range(start, start + n), attend, n)
-        start += n
-    yield from _rows("mlp", range(len(x)), mlp)
+        yield from _rows("attend", frame, attend, len(frame))
+
+
+def _seen_in_integers(
+    block: VisionBlock, x: Tensor, tables: Tables, lengths: tuple[int, ...], heads: Tensor, seen: Tensor
+) -> Work:
+    rows = heads.view(len(x), -1)
+    frames = Frames(rows, lengths, block.attn.num_heads)
+
+    def project(part: slice) -> None:
+        rows[part] = block.attn.qkv(block.norm1(x[part]))
+
+    yield from _rows("project", range(len(x)), project)
+    yield from _rows("pack", range(frames.blocks), lambda part: frames.pack(*tables, part))
+    for frame in _frames(lengths):
+        yield from _rows("attend", frame, lambda part: frames.attend(*tables, part, out=seen[part]), len(frame))
+
+
+def _frames(lengths: tuple[int, ...]) -> list[range]:
+    """Return the rows of each frame."""
+    ends = list(itertools.accumulate(lengths))
+    return [range(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
 
 def _merged(merger: torch.nn.Module, x: Tensor, out: Tensor, joined: int) -> Work:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from foveal.batch import PatchBatch, VisionTokens
 from foveal.config import VisionConfig
+from foveal.kernels.frames import MOST_DIM, Frames
 from foveal.model.attention import attend_frames
-from foveal.model.linear import gelu
+from foveal.model.linear import PackedLinear, gelu
 from foveal.model.rope import rotate, vision_tables
 
 LAYER_NORM_EPS = 1e-6  # reference: Qwen3VLVisionBlock
@@ -87,7 +88,16 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
+        if self.in_integers:
+            frames = Frames(self.qkv(x), lengths, self.num_heads)
+            frames.pack(*tables)
+            return self.proj(frames.attend(*tables))
         return self.proj(attend_frames(*self.heads(x, tables), lengths).flatten(1))
+
+    @property
+    def in_integers(self) -> bool:
+        """Say whether queries, keys and values are what the kernels attend with: of a packed linear, heads not too long."""
+        return isinstance(self.qkv, PackedLinear) and self.qkv.packed.rows <= 3 * MOST_DIM * self.num_heads
 
     def heads(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of rows (P, C), (P, heads, H) each."""

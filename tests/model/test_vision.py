@@ -10,11 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from foveal import kernels
 from foveal.batch import PatchBatch, VisionTokens
 from foveal.config import preset
 from foveal.errors import PromptError
+from foveal.model import pieces as pieces_module
+from foveal.model.attention import attend_frames
 from foveal.model.pieces import Piece
-from foveal.model.vision import PatchProjection
+from foveal.model.quantize import quantize
+from foveal.model.vision import PatchProjection, VisionBlock
 from foveal.patches import Patches
 from tests.tiny import CONFIGS, SCENES, new_media, new_model
 
@@ -161,3 +165,29 @@ def test_a_piece_of_attention_weighs_what_it_sees() -> None:
     weights = [piece.weight for piece in announced if piece.kind == "attend"]
     assert weights == frames * len(model.visual.blocks)
     assert {piece.weight for piece in announced if piece.kind != "attend"} == {1.0}
+
+
+@pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+@torch.inference_mode()
+def test_a_packed_block_attends_in_integers_and_its_pieces_are_the_same_bits() -> None:
+    """Near what torch's attention makes of the same queries, keys and values; and cut anywhere, the very same."""
+    model = quantize(new_model(CONFIGS["dense-tied"]), 8)
+    visual, config = model.visual, model.config.vision
+    block, lengths = visual.blocks[0], (150, 8, 0, 33)
+    assert isinstance(block, VisionBlock) and block.attn.in_integers
+    x = torch.randn(sum(lengths), config.hidden_size, generator=torch.Generator().manual_seed(0))
+    angles = torch.arange(x.shape[0] * config.head_dim // 2).view(x.shape[0], -1) / 7
+    tables = angles.cos(), angles.sin()
+    whole = block(x, tables, lengths)
+    normed = block.norm1(x)
+    near = block.attn.proj(attend_frames(*block.attn.heads(normed, tables), lengths).flatten(1))
+    off = (block.attn(normed, tables, lengths) - near).norm() / near.norm()
+    assert off < 5e-3  # rows that are rounded to 8 bits behind it fall to the other side here and there
+    for most in (1, 20, 10_000):
+        rows, heads = x.clone(), x.new_empty(3 * x.numel())
+        kinds, work = [], pieces_module._through(block, rows, tables, lengths, heads, torch.empty_like(x))
+        with pytest.raises(StopIteration):
+            kinds.append(next(work).kind)
+            while True:
+                kinds.append(work.send(most).kind)
+        assert rows.equal(whole) and list(dict.fromkeys(kinds)) == ["project", "pack", "attend", "mlp"]
