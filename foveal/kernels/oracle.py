@@ -212,10 +212,22 @@ def value_bits(v: Array) -> Array:
     return out
 
 
+def weight_bits(score: Array) -> Array:
+    """The softmax of scores (..., n) as the codes of its weights stand for: relative to the largest of KEYS, and sum to one."""
+    weight = np.zeros(score.shape)
+    for start in range(0, score.shape[-1], KEYS):
+        block = score[..., start : start + KEYS]
+        top = block.max(-1, keepdims=True)
+        share = np.exp(block - top)
+        most = np.minimum(130900 / share.sum(-1, keepdims=True), 32767)
+        weight[..., start : start + KEYS] = np.rint(share * most) / most * np.exp(top - score.max(-1, keepdims=True))
+    return weight / weight.sum(-1, keepdims=True)
+
+
 def frames(rows: Array, lengths: Sequence[int], heads: int, cos: Array | None, sin: Array | None) -> Array:
     """rows (P, 3 * heads * H), queries, keys and values side by side → (P, heads * H): each frame attends inside itself.
 
-    Rounded as the kernels round, but for the weights of the softmax, which are float64 here.
+    Rounded where the kernels round, in float64 between.
     """
     q, k, v = (np.asarray(x, np.float32) for x in rows.reshape(len(rows), 3, heads, -1).swapaxes(0, 1))
     if cos is not None and sin is not None:
@@ -227,7 +239,6 @@ def frames(rows: Array, lengths: Sequence[int], heads: int, cos: Array | None, s
         part = slice(start, start + n)
         start += n
         score = np.einsum("qhd,khd->hqk", sixteen_bits(q[part]), sixteen_bits(k[part])) * q.shape[-1] ** -0.5
-        weight = np.exp(score - score.max(-1, keepdims=True))
-        weight /= weight.sum(-1, keepdims=True)
+        weight = weight_bits(score)
         out.append(np.einsum("hqk,khd->qhd", weight, value_bits(v[part])).reshape(n, -1))
     return np.concatenate(out).astype(np.float32)

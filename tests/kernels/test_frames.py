@@ -51,7 +51,7 @@ def exact(rows: Any, lengths: list[int], heads: int) -> Any:
     [([1], 1, 64), ([300], 2, 64), ([5, 128, 0, 1, 129, 37], 3, 20), ([49], 1, 256), ([130, 6], 2, 2), ([48, 7], 1, 130)],
 )
 def test_as_the_oracle(lengths: list[int], heads: int, dim: int) -> None:
-    """Frames of unlike lengths, none of them a round number; what is left is the rounding of the softmax's weights."""
+    """Frames of unlike lengths, none of them a round number."""
     rows = normal(sum(lengths), 3 * heads * dim) * 2
     cos, sin = tables(len(rows), dim)
     for pair in ((cos, sin), (None, None)):

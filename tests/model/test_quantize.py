@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear
 from foveal.model.load import load_model, save_model
 from foveal.model.moe import Experts, SparseMLP
 from foveal.model.quantize import check_bits, expected_bytes, num_bytes, packed_weights, quantize, save_packed, width
+from foveal.model.vision import VisionAttention
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
@@ -54,6 +56,13 @@ class RoundedExperts(nn.Module):
         return out
 
 
+def attend_alike(attn: VisionAttention, x: Tensor, tables: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> Tensor:
+    """Attend inside frames as the NumPy oracle does, which rounds where the kernels round."""
+    seen = oracle.frames(attn.qkv(x).numpy(), lengths, attn.num_heads, *(table.numpy() for table in tables))
+    out: Tensor = attn.proj(torch.from_numpy(seen))
+    return out
+
+
 def rounded(model: Qwen3VL, bits: int) -> Qwen3VL:
     """A float32 model with weights and activations rounded as packing rounds them: the plain oracle of a packed one."""
     with torch.no_grad():
@@ -71,6 +80,8 @@ def rounded(model: Qwen3VL, bits: int) -> Qwen3VL:
             module.register_forward_pre_hook(lambda _m, inputs: (to_8_bits(inputs[0]),))
         elif isinstance(module, SparseMLP):
             module.experts = RoundedExperts(module.experts)
+    for block in model.visual.blocks:
+        block.attn.forward = partial(attend_alike, block.attn)
     if model.lm_head is None:
         model.language_model.norm.register_forward_hook(lambda _m, _x, out: to_8_bits(out))
     return model
