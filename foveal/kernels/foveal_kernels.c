@@ -103,7 +103,7 @@ INLINE float at_most(float x, float high) {
     return float_of((uint32_t)(a < b ? a : b));
 }
 
-/* 1 / (1 + e^-x), but for the division. */
+/* 1 + e^x, by which a logistic function divides; NaN becomes a number, which what is divided still knows. */
 INLINE float one_and_exponential(float x) { return 1.0f + exponential_within(at_most(at_least(x, -87.0f), 88.0f)); }
 
 /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which is x times a logistic function. */
@@ -251,7 +251,7 @@ typedef void tile_fn(const uint8_t *codes, const uint16_t *scales, int64_t group
                      const int32_t *a_sums, int width, float *out);
 
 /* Some groups of a row block of 8 bits, taken apart once for many tiles; see the tiles of AVX2. */
-enum { SLICE = 16, MOST_TOKENS = 256, MOST_SUMS = 1024 }; /* groups: what fits the first cache; a chunk; tokens times blocks a part */
+enum { SLICE = 16, MOST_TOKENS = 256, MOST_SUMS = 1024 }; /* groups: what fits the first cache; a chunk; tokens x blocks a part */
 
 struct panel {
     uint8_t size[SLICE][LANES * GROUP], sign[SLICE][LANES * GROUP];
@@ -489,8 +489,8 @@ INLINE void fetch_outputs(const struct product_job *job, int64_t row, int64_t to
     for (int t = 0; t < width; t++) __builtin_prefetch(job->out + (token + t) * job->stride + row, 1);
 }
 
-/* A span of row blocks times a chunk of tokens, both longer than one: a slice of groups at a time goes through all blocks, so that
- * its activations stay in the core's second cache however many columns there are; sums wait in `made` (blocks, tokens, LANES).
+/* A span of row blocks, opened, times a chunk of tokens. A slice of groups at a time goes through all blocks, so that its
+ * activations stay in the core's second cache however many columns there are; sums wait in `made` (blocks, tokens, LANES).
  * While a slice of a block is multiplied the next one is asked for, a few lines a tile: all at once they would queue. */
 INLINE void open_span(const struct product_job *job, const uint8_t *codes, const uint16_t *scales, int64_t first_block,
                       int64_t last_block, int64_t first_token, int64_t last_token, int second) {
@@ -501,7 +501,8 @@ INLINE void open_span(const struct product_job *job, const uint8_t *codes, const
     for (int64_t g = 0; g < groups; g += SLICE) {
         int64_t count = least(SLICE, groups - g);
         for (int64_t block = first_block; block < last_block; block++) {
-            int64_t at = block * groups + g, next = block + 1 < last_block ? at + groups : first_block * groups + g + SLICE, asked = 0;
+            int64_t at = block * groups + g, asked = 0;
+            int64_t next = block + 1 < last_block ? at + groups : first_block * groups + g + SLICE;
             job->open(codes + at * job->block_bytes, scales + at * LANES, count, &panel);
             for (int64_t token = first_token; token < last_token; token += TILE) {
                 int width = (int)least(TILE, job->tokens - token);
@@ -517,9 +518,9 @@ INLINE void open_span(const struct product_job *job, const uint8_t *codes, const
     }
 }
 
-/* A span of row blocks times a chunk of tokens. The chunk is small enough to stay in the cache of the core while the
- * weights of the span pass by. A SwiGLU goes through the span of the gate first, then through that of the other matrix: to
- * change between the two at every block costs an eighth of the memory's speed. */
+/* A span of row blocks times a chunk of tokens, which stays in the cache of the core while the weights of the span pass by:
+ * with all its columns, or, opened, a slice of them. A SwiGLU goes through the span of the gate first, then through that of the
+ * other matrix: to change between the two at every block costs an eighth of the memory's speed. */
 INLINE void product_part(const void *context, int64_t part) {
     const struct product_job *job = context;
     int64_t first_token = part / job->spans * job->chunk, last_token = least(first_token + job->chunk, job->tokens);
@@ -1139,6 +1140,7 @@ static int64_t plan_product(struct product_job *job, const struct path *p, const
                                 .groups = (w->columns + GROUP - 1) / GROUP, .tokens = tokens, .bias = w->bias,
                                 .out = out, .stride = stride};
     if (up) job->up_codes = up->codes, job->up_scales = up->scales;
+    /* Opened weights pass slice by slice, and a chunk is as long as its sums allow; others meet a chunk with all its columns. */
     int64_t tile_bytes = job->groups * (GROUP + 8) * TILE;
     int64_t most_tokens = job->open ? MOST_TOKENS : TILE * least(64, tile_bytes < cache ? cache / tile_bytes : 1);
     int64_t chunks = (tokens + most_tokens - 1) / most_tokens;
