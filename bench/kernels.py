@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from foveal import kernels
 
-SHAPES = [(6144, 2048), (2048, 6144)]  # (N, K): up and down of the 2B shape
-TOKENS = [1, 8, 64, 364]
+SHAPES = [(6144, 2048), (2048, 6144), (4096, 1024), (1024, 4096)]  # (N, K): up and down, 2B's decoder and vision
+TOKENS = [1, 2, 4, 8, 64, 364, 1200]
 BEYOND_CACHE = 128 << 20
 
 

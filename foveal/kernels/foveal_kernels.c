@@ -179,7 +179,7 @@ typedef void tile_fn(const uint8_t *codes, const uint16_t *scales, int64_t group
                      const int32_t *a_sums, int width, float *out);
 
 /* Some groups of a row block of 8 bits, taken apart once for many tiles; see the tiles of AVX2. */
-enum { SLICE = 16, MOST_TILES = 64 }; /* groups: what fits the first cache; tiles a chunk */
+enum { SLICE = 16, MOST_TOKENS = 256, MOST_SUMS = 1024 }; /* groups: what fits the first cache; a chunk; tokens x blocks a part */
 
 struct panel {
     uint8_t size[SLICE][LANES * GROUP], sign[SLICE][LANES * GROUP];
@@ -192,7 +192,7 @@ typedef void panel_fn(const struct panel *panel, int64_t groups, const int8_t *a
 
 struct product_job {
     tile_fn *tile;
-    open_fn *open; /* with `panel`: instead of `tile` where a chunk has more than a tile, or NULL */
+    open_fn *open; /* with `panel`: instead of `tile`, where there are more tokens than a tile; or NULL */
     panel_fn *panel;
     int64_t block_bytes;
     const uint8_t *codes, *up_codes; /* up: the second matrix of a SwiGLU, or NULL */
@@ -453,51 +453,70 @@ INLINE void finish_tile(const struct product_job *job, int64_t row, int64_t toke
         if (second) {
             float gate[LANES] = {0};
             memcpy(gate, out, (size_t)count * 4);
-            for (int i = 0; i < LANES; i++) made[i] *= gate[i] / (1.0f + exponential(-gate[i]));
+            for (int i = 0; i < LANES; i++) made[i] *= gate[i] / one_and_exponential(-gate[i]);
         }
         if (count == LANES) memcpy(out, made, LANES * 4);
         else memcpy(out, made, (size_t)count * 4);
     }
 }
 
-/* One row block times a chunk of tokens, slice by slice; made (tokens, LANES). */
-INLINE void open_block(const struct product_job *job, const uint8_t *codes, const uint16_t *scales, int64_t first_token,
-                       int64_t last_token, float *made) {
+/* Ask for what will be written: one line of each row of a tile. */
+INLINE void fetch_outputs(const struct product_job *job, int64_t row, int64_t token, int width) {
+    for (int t = 0; t < width; t++) __builtin_prefetch(job->out + (token + t) * job->stride + row, 1);
+}
+
+/* A span of row blocks, opened, times a chunk of tokens. A slice of groups at a time goes through all blocks, so that its
+ * activations stay in the core's second cache however many columns there are; sums wait in `made` (blocks, tokens, LANES).
+ * While a slice of a block is multiplied the next one is asked for, a few lines a tile: all at once they would queue. */
+INLINE void open_span(const struct product_job *job, const uint8_t *codes, const uint16_t *scales, int64_t first_block,
+                      int64_t last_block, int64_t first_token, int64_t last_token, int second) {
+    const int64_t groups = job->groups, tokens = last_token - first_token, lines = SLICE * LANES * GROUP / 64;
     struct panel panel ALIGNED;
-    memset(made, 0, (size_t)(last_token - first_token) * LANES * 4);
-    for (int64_t g = 0; g < job->groups; g += SLICE) {
-        int64_t count = least(SLICE, job->groups - g);
-        job->open(codes + g * job->block_bytes, scales + g * LANES, count, &panel);
-        for (int64_t token = first_token; token < last_token; token += TILE) {
-            int width = (int)least(TILE, job->tokens - token);
-            int64_t at = token * job->groups + g * width;
-            job->panel(&panel, count, job->a.codes + at * GROUP, job->a.scales + at, width, made + (token - first_token) * LANES);
+    float made[MOST_SUMS * LANES] ALIGNED;
+    memset(made, 0, (size_t)((last_block - first_block) * tokens) * LANES * 4);
+    for (int64_t g = 0; g < groups; g += SLICE) {
+        int64_t count = least(SLICE, groups - g);
+        for (int64_t block = first_block; block < last_block; block++) {
+            int64_t at = block * groups + g, asked = 0;
+            int64_t next = block + 1 < last_block ? at + groups : first_block * groups + g + SLICE;
+            job->open(codes + at * job->block_bytes, scales + at * LANES, count, &panel);
+            for (int64_t token = first_token; token < last_token; token += TILE) {
+                int width = (int)least(TILE, job->tokens - token);
+                int64_t from = token * groups + g * width;
+                float *tile = made + ((block - first_block) * tokens + token - first_token) * LANES;
+                for (int64_t end = lines * (token + width - first_token) / tokens; asked < end; asked++)
+                    __builtin_prefetch(codes + next * job->block_bytes + asked * 64, 0, 2);
+                if (g + SLICE >= groups) fetch_outputs(job, block * LANES, token, width);
+                job->panel(&panel, count, job->a.codes + from * GROUP, job->a.scales + from, width, tile);
+                if (g + SLICE >= groups) finish_tile(job, block * LANES, token, width, second, tile);
+            }
         }
     }
 }
 
-/* A span of row blocks times a chunk of tokens. The chunk is small enough to stay in the cache of the core while the
- * weights of the span pass by. A SwiGLU goes through the span of the gate first, then through that of the other matrix: to
- * change between the two at every block costs an eighth of the memory's speed. */
+/* A span of row blocks times a chunk of tokens, which stays in the cache of the core while the weights of the span pass by:
+ * with all its columns, or, opened, a slice of them. A SwiGLU goes through the span of the gate first, then through that of the
+ * other matrix: to change between the two at every block costs an eighth of the memory's speed. */
 INLINE void product_part(const void *context, int64_t part) {
     const struct product_job *job = context;
     int64_t first_token = part / job->spans * job->chunk, last_token = least(first_token + job->chunk, job->tokens);
     int64_t first_block = part % job->spans * job->grain, last_block = least(first_block + job->grain, job->blocks);
     int64_t groups = job->groups;
-    int opened = job->open && last_token - first_token > TILE;
-    float made[MOST_TILES * TILE * LANES] ALIGNED;
     for (int second = 0; second <= (job->up_codes != NULL); second++) {
+        const uint8_t *codes = second ? job->up_codes : job->codes;
+        const uint16_t *scales = second ? job->up_scales : job->scales;
+        if (job->open) {
+            open_span(job, codes, scales, first_block, last_block, first_token, last_token, second);
+            continue;
+        }
         for (int64_t block = first_block; block < last_block; block++) {
-            const uint8_t *codes = (second ? job->up_codes : job->codes) + block * groups * job->block_bytes;
-            const uint16_t *scales = (second ? job->up_scales : job->scales) + block * groups * LANES;
-            if (opened) open_block(job, codes, scales, first_token, last_token, made);
             for (int64_t token = first_token; token < last_token; token += TILE) {
                 int width = (int)least(TILE, job->tokens - token);
-                float *tile = opened ? made + (token - first_token) * LANES : made;
-                if (!opened)
-                    job->tile(codes, scales, groups, job->a.codes + token * groups * GROUP, job->a.scales + token * groups,
-                              job->a.sums + token * groups, width, tile);
-                finish_tile(job, block * LANES, token, width, second, tile);
+                float made[TILE * LANES] ALIGNED;
+                job->tile(codes + block * groups * job->block_bytes, scales + block * groups * LANES, groups,
+                          job->a.codes + token * groups * GROUP, job->a.scales + token * groups, job->a.sums + token * groups, width,
+                          made);
+                finish_tile(job, block * LANES, token, width, second, made);
             }
         }
     }
@@ -932,7 +951,6 @@ AVX2 static void open_avx2(const uint8_t *codes, const uint16_t *scales, int64_t
                 _mm256_store_si256((__m256i *)(panel->size[g] + at), size);
                 _mm256_store_si256((__m256i *)(panel->sign[g] + at), sign);
                 below = _mm256_sub_epi16(below, _mm256_maddubs_epi16(size, sign));
-                if (!half) _mm_prefetch((const char *)codes + SLICE * LANES * GROUP + at, _MM_HINT_T0);
             }
             _mm256_store_si256((__m256i *)(panel->below[g] + 8 * half), _mm256_madd_epi16(below, _mm256_set1_epi16(1)));
             __m128i narrow = _mm_loadu_si128((const __m128i *)(scales + 8 * half));
@@ -1092,20 +1110,24 @@ struct matrix {
 static int64_t plan_product(struct product_job *job, const struct path *p, const struct matrix *w, const struct matrix *up,
                             struct activations a, int64_t tokens, float *out, int64_t stride) {
     const int64_t cache = 384 << 10; /* what a chunk may hold */
-    *job = (struct product_job){.tile = w->bits == 8 ? p->tile8 : p->tile4, .open = w->bits == 8 ? p->open8 : NULL,
+    *job = (struct product_job){.tile = w->bits == 8 ? p->tile8 : p->tile4, .open = w->bits == 8 && tokens > TILE ? p->open8 : NULL,
                                 .panel = p->panel8, .block_bytes = w->bits == 8 ? 512 : 256,
                                 .codes = w->codes, .scales = w->scales, .a = a, .rows = w->rows,
                                 .groups = (w->columns + GROUP - 1) / GROUP, .tokens = tokens, .bias = w->bias,
                                 .out = out, .stride = stride};
     if (up) job->up_codes = up->codes, job->up_scales = up->scales;
+    /* Opened weights pass slice by slice, and a chunk is as long as its sums allow; others meet a chunk with all its columns. */
     int64_t tile_bytes = job->groups * (GROUP + 8) * TILE;
-    job->chunk = TILE * least(MOST_TILES, tile_bytes < cache ? cache / tile_bytes : 1);
+    int64_t most_tokens = job->open ? MOST_TOKENS : TILE * least(64, tile_bytes < cache ? cache / tile_bytes : 1);
+    int64_t chunks = (tokens + most_tokens - 1) / most_tokens;
+    job->chunk = ((tokens + chunks - 1) / chunks + TILE - 1) / TILE * TILE;
     job->blocks = (job->rows + LANES - 1) / LANES;
     /* A part should be long, above all for few tokens: what is fetched ahead at its end is another thread's. And a small
      * share of the whole: a thread that is held up keeps the others waiting for one part. */
     int64_t count = atomic_load(&threads), long_enough = (tokens > TILE ? 64 << 10 : 256 << 10) / (job->groups * job->block_bytes);
     int64_t share = job->blocks / (16 * count), most = job->blocks / (4 * count);
     job->grain = long_enough < share ? share : least(long_enough, most);
+    if (job->open) job->grain = least(job->grain, MOST_SUMS / job->chunk);
     if (job->grain < 1) job->grain = 1;
     job->spans = (job->blocks + job->grain - 1) / job->grain;
     return job->spans * ((tokens + job->chunk - 1) / job->chunk);
