@@ -10,6 +10,7 @@ from foveal.model.pieces import Piece
 
 OUTLIER = 3.0  # times the estimate that a measurement counts as at most
 TOO_LONG = 1.5  # times what is planned for a chunk that it may take where its fixed part leaves it few rows
+MOST_EXCESS = 2.0  # by which newcomers' share is divided at most: they must get on where the machine itself is uneven
 FIRST_CHUNK = 64  # rows of a prompt that a step reads at most the first time it does so beside replies
 LEAST_ROWS = 4  # rows of a chunk or a piece, however slow: whoever comes must get on
 
@@ -77,7 +78,7 @@ class Pace:
         self._decode[rows] = seconds if old is None else mixed(old, seconds, self._memory)
 
     def note_beside(self, rows: int, planned_s: float, seconds: float) -> None:
-        """Learn from a step of so many decoded rows, of which newcomers were to take so many seconds.
+        """Learn from a step of so many decoded rows, of which newcomers' share was so many seconds.
 
         What they take is measured piece by piece; what they do to others is not: weights that were in a cache of the processor
         are read again, and threads that cut a picture take turns with the step's.
@@ -85,7 +86,7 @@ class Pace:
         alone = self.decode_s(rows)
         if alone is not None and planned_s > 0:
             excess = mixed(self.excess, (seconds - alone) / planned_s, self._memory)
-            self.excess = min(max(excess, 1.0), OUTLIER)
+            self.excess = min(max(excess, 1.0), MOST_EXCESS)
 
     def decode_s(self, rows: int) -> float | None:
         """Expect the seconds of a step with so many decoded rows; None before anything like it was seen.

@@ -26,7 +26,7 @@ WORTH_A_STEP = 64  # rows before a picture that is not encoded yet that are read
 
 @dataclass
 class Plan:
-    """One step: its work, how long the encoder may take before it (None: until a pack is done), and both newcomers' share."""
+    """One step: its work, how long the encoder may take before it (None: until a pack is done), and newcomers' whole share."""
 
     work: list[Work] = field(default_factory=list)
     encode_s: float | None = None
@@ -82,8 +82,8 @@ class Scheduler:
         budget = self._step_tokens
         if decoding and self._slowdown is not None:
             alone = self.pace.decode_s(decoding)
-            spare = None if alone is None else (self._slowdown - 1) * SPENT * alone / self.pace.excess
-            plan.spare_s = spare or 0.0
+            plan.spare_s = (self._slowdown - 1) * SPENT * (alone or 0.0)
+            spare = None if alone is None else plan.spare_s / self.pace.excess
             rows = None if spare is None else self.pace.prefill_rows(spare / 2 if encoding else spare)
             budget = min(budget, FIRST_CHUNK if rows is None else max(rows, LEAST_ROWS))
             plan.encode_s = spare if spare and encoding else 0.0
