@@ -32,7 +32,7 @@ def digest(patches: Patches) -> bytes:
         # Not made bytes of: that copies a large picture with the interpreter's lock held, and steps would wait for it.
         data = np.ascontiguousarray(part)
         out.update(data.nbytes.to_bytes(8, "little"))
-        out.update(data)
+        out.update(data.data)
     return out.digest()
 
 
