@@ -172,7 +172,8 @@ class Activations:
 def pack(weight: Array, bits: int, *, importance: Array | None = None, out: Packed | None = None) -> Packed:
     """Quantise a weight (N, K) of float32, bfloat16 (uint16 in NumPy) or float16, symmetric in groups of 32 along K.
 
-    Each group's scale is, of a few, the one with the least squared error. importance (K,) float32, greater than zero, says
+    Each group's scale is, of a few, the one with the least squared error; 8 bits without importance put the furthest value
+    at 127. importance (K,) float32, greater than zero, says
     what an error in each column costs; all alike without it. `out` takes the result into arrays that exist. Raise FovealError
     for NaN, infinity and values beyond float16 scales.
     """

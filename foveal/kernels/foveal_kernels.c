@@ -354,6 +354,9 @@ INLINE int read_weights(const void *from, int type, int64_t at, int64_t count, f
  * beyond the end, since a value that is far out often meets inputs that are large. Each place gives codes q, for given codes the
  * best scale is sum(v q) / sum(q q), and the error is then smaller by sum(v q)^2 / sum(q q). Four bits reach one further down
  * than up: there the furthest value is made negative. Sums run over columns in order, a row to a lane.
+ *
+ * Eight bits are searched only for a caller who says what columns weigh: without that the furthest value lies at 127, as in caches
+ * and in the base of adapters, and packing is not bound by the search.
  */
 static const float places8[] = {127.0f, 125.0f, 123.0f}, places4[] = {-8.0f, -7.6f, -7.2f};
 
@@ -412,7 +415,8 @@ INLINE void pack_part(const void *context, int64_t block) { /* 16 rows */
             }
             furthest[i] = high > -low ? high : bits == 8 ? -low : low;
         }
-        choose_scales(v, importance, bits, furthest, scale);
+        if (bits == 4 || job->importance) choose_scales(v, importance, bits, furthest, scale);
+        else for (int i = 0; i < LANES; i++) scale[i] = furthest[i] / 127.0f;
         for (int i = 0; i < LANES; i++) {
             float plain = furthest[i] / (bits == 8 ? 127.0f : -8.0f);
             if ((to_float16(plain) & 0x7fff) == 0x7c00) {

@@ -111,13 +111,20 @@ def test_importance_decides_where_errors_fall(bits: int) -> None:
 
 @pytest.mark.parametrize(("bits", "less"), [(8, 0.9), (4, 0.95)])
 def test_scales_err_less_than_by_the_furthest_value_alone(bits: int, less: float) -> None:
-    weight = normal(64, 512)
-    error = np.square(kernels.unpack(kernels.pack(weight, bits)) - weight).mean()
+    weight, alike = normal(64, 512), np.ones(512, np.float32) if bits == 8 else None  # 8 bits are searched where columns weigh
+    error = np.square(kernels.unpack(kernels.pack(weight, bits, importance=alike)) - weight).mean()
     groups = weight.reshape(64, -1, 32)
     high, low = groups.max(-1, keepdims=True), groups.min(-1, keepdims=True)
     scale = np.maximum(high, -low) / 127 if bits == 8 else np.where(high > -low, high, low) / -8
     q = np.rint(groups / scale).clip(-127 if bits == 8 else -8, 127 if bits == 8 else 7)
     assert error < less * np.square(q * scale - groups).mean()
+
+
+def test_eight_bits_lie_as_the_furthest_value_says() -> None:
+    weight = normal(64, 512)
+    groups = weight.reshape(64, -1, 32)
+    scale = (np.abs(groups).max(-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+    assert np.array_equal(kernels.unpack(kernels.pack(weight, 8)).reshape(groups.shape), (groups / scale).round() * scale)
 
 
 # ---------------------------------------------------------------- activations
