@@ -405,7 +405,10 @@ def main() -> None:
             pipeline = foveal.load(None if args.model == "embedded" else args.model, bits=bits)
         else:
             pipeline = random_pipeline(args.model, args.layers, bits)
-        facts = {"layers": pipeline.processor.config.text.num_hidden_layers, "weight_bytes": num_bytes(pipeline.model)}
+        facts: dict[str, Any] = {
+            "layers": pipeline.processor.config.text.num_hidden_layers,
+            "weight_bytes": num_bytes(pipeline.model),
+        }
         if bits is not None:
             read = sum(p.num_bytes for name, p in packed_weights(pipeline.model).items() if ".visual." not in name)
             facts |= {"bytes_per_token": read, "bandwidth": kernels.read_bandwidth()}

@@ -18,6 +18,7 @@ from foveal.batch import Batch, VisionTokens
 from foveal.engine import BusyError, CapacityError, Engine, EngineError, Request
 from foveal.engine.process import SWITCH_S
 from foveal.errors import ContextError, MediaError, PromptError
+from foveal.processor import Request as Prompt
 from foveal.sampler import Sampling
 from tests.engine.tools import GREEDY, assert_no_trace, check, engine, media, oracle, pipeline, prompt, prompts, settle
 
@@ -270,8 +271,16 @@ def test_pictures_that_come_together_are_encoded_together(one: Engine, monkeypat
     asked = [prompt(("picture",), seed) for seed in (11, 12, 13)]
     expected = [oracle(p) for p in asked]
     packs, read, pack = list[int](), threading.Event(), one.pipeline.model.encode
-    monkeypatch.setattr(one.pipeline.model, "encode", lambda media: (packs.append(len(media)), pack(media))[1])
-    slow = lambda: read.wait(10) and asked[1]  # noqa: E731
+
+    def counted(media: Any) -> VisionTokens:
+        packs.append(len(media))
+        return pack(media)
+
+    def slow() -> Prompt:
+        assert read.wait(10)
+        return asked[1]
+
+    monkeypatch.setattr(one.pipeline.model, "encode", counted)
     _ = one.submit(Request(asked[0], GREEDY)).answer
     monkeypatch.setattr(one.vision, "expected_s", lambda: 60.0)
     monkeypatch.setattr("foveal.engine.GATHER_S", 60.0)
@@ -286,7 +295,11 @@ def test_pictures_that_come_together_are_encoded_together(one: Engine, monkeypat
 def test_encoding_waits_no_longer_than_it_takes(one: Engine) -> None:
     """Nobody knows yet how long that is: it does not wait at all."""
     read, asked = threading.Event(), prompt(("picture",), 14)
-    slow = lambda: read.wait(10) and asked  # noqa: E731
+
+    def slow() -> Prompt:
+        assert read.wait(10)
+        return asked
+
     streams = [one.submit(Request(slow, GREEDY)), one.submit(Request(prompt(("picture",), 15), GREEDY))]
     assert streams[1].answer.token_ids == oracle(prompt(("picture",), 15))
     read.set()
