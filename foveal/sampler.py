@@ -195,10 +195,13 @@ class Sampler:
         s = self.sampling
         if s.top_p < 1.0:
             order = np.argsort(-weights)
-            ids, weights = ids[order], weights[order]
+            falling = weights[order]
             # The token that crosses top_p stays, as in the reference.
-            inside = weights.cumsum(dtype=np.float64) - weights < s.top_p * total
-            ids, weights = ids[inside], weights[inside]
+            inside = falling.cumsum(dtype=np.float64) - falling < s.top_p * total
+            # Drawn from in the order of ids, not of weights: where two weigh the same but for the last bit, as in a batch of
+            # another size, they would change places, and the same random number would choose the other.
+            kept = np.sort(order[inside])
+            ids, weights = ids[kept], weights[kept]
         if s.min_p > 0:
             inside = weights >= s.min_p * weights.max()
             ids, weights = ids[inside], weights[inside]

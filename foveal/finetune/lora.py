@@ -150,9 +150,9 @@ def adapt(model: Qwen3VL, settings: LoraSettings, allowed: Callable[[str], bool]
     packed = _chosen_experts(model, settings, allowed)
     if not chosen and not packed:
         among = sorted({name.rpartition(".")[2] for name in linears if allowed(name)})
-        hint = f"; a pattern must match a whole name, as .*{among[0]} does" if isinstance(settings.target, str) and among else ""
+        whole = "; a pattern must match a whole name, as '.*q_proj' does" if isinstance(settings.target, str) else ""
         raise ConfigError(
-            f"lora.target {settings.target!r} names no Linear of a part that learns; they end in {', '.join(among)}{hint}"
+            f"lora.target {settings.target!r} names no Linear of a part that learns; they end in {', '.join(among)}{whole}"
         )
     generator = torch.Generator().manual_seed(seed)
     for name in chosen:

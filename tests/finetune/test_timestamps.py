@@ -91,6 +91,7 @@ def test_it_is_said_that_adapters_do_not_reach_the_tokens(lora: bool, run_foveal
     add_timestamps(tiny_checkpoint(tmp_path / "source"), tmp_path / "stamps", 3)
     turns = [{"from": "human", "value": "<video>when?"}, {"from": "gpt", "value": "now"}]
     file = write([{"videos": [["a.png", "b.png"] * 3], "conversations": turns}])
-    words = ["--steps", "1", "--set", "plot=false", *(["--set", "lora.rank=2", "--set", "lora.target=.*q_proj"] if lora else [])]
+    adapters = ["--set", "lora.rank=2", "--set", "lora.target=.*q_proj"] if lora else []
+    words = ["--steps", "1", "--set", "plot=false", *adapters]
     done = run_foveal("train", "-m", tmp_path / "stamps", "--data", file, "--output", tmp_path / "run", *words)
     assert done.code == 0 and ("the timestamp tokens do not learn" in done.err) == lora
