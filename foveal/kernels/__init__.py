@@ -173,9 +173,8 @@ def pack(weight: Array, bits: int, *, importance: Array | None = None, out: Pack
     """Quantise a weight (N, K) of float32, bfloat16 (uint16 in NumPy) or float16, symmetric in groups of 32 along K.
 
     Each group's scale is, of a few, the one with the least squared error; 8 bits without importance put the furthest value
-    at 127. importance (K,) float32, greater than zero, says
-    what an error in each column costs; all alike without it. `out` takes the result into arrays that exist. Raise FovealError
-    for NaN, infinity and values beyond float16 scales.
+    at 127. importance (K,) float32, greater than zero, says what an error in each column costs; all alike without it. `out`
+    takes the result into arrays that exist. Raise FovealError for NaN, infinity and values beyond float16 scales.
     """
     address, dtype, stride = matrix(weight, "weight", ("float32", "bfloat16", "uint16", "float16"))
     rows, columns = (int(n) for n in weight.shape)

@@ -33,10 +33,9 @@ def quantise_weight(weight: Array, bits: int, importance: Array | None = None) -
     with np.errstate(over="ignore"):
         if not np.isfinite((furthest / np.float32(127 if bits == 8 else -8)).astype(np.float16)).all():
             raise ValueError("weights too large for float16 scales")
-    best, wanted = np.zeros_like(furthest), np.zeros_like(furthest)
-    if bits == 8 and importance is None:
-        wanted = furthest / np.float32(127)
-    for place in PLACES[bits] if bits == 4 or importance is not None else ():  # where the value furthest from zero may lie
+    searched = bits == 4 or importance is not None
+    best, wanted = np.zeros_like(furthest), np.zeros_like(furthest) if searched else furthest / np.float32(127)
+    for place in PLACES[bits] if searched else ():  # where the value furthest from zero may lie
         none = np.abs(furthest) < np.float32(2.0**-30)
         inverse = np.where(none, np.float32(0), np.float32(place) / np.where(none, np.float32(1), furthest))
         q = np.clip(np.rint(groups * inverse[..., None]), bottom, top)
