@@ -28,6 +28,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from foveal import kernels
+from foveal.kernels.window import attend_window
 
 SHAPES = [(6144, 2048), (2048, 6144), (4096, 1024), (1024, 4096)]  # (N, K): up and down, 2B's decoder and vision
 TOKENS = [1, 2, 4, 8, 64, 364, 1200]
@@ -88,7 +89,7 @@ def products(seconds: float, bandwidth: float) -> list[dict[str, Any]]:
 
 
 def others(seconds: float) -> dict[str, float]:
-    """Milliseconds of one layer's attention over 2,000 positions (16 heads over 8), and of a layer's other work."""
+    """Milliseconds of one layer's attention (16 heads over 8) and other work: of one token over 2,000 positions, of prompts."""
     q, store = torch.randn(16, 128), torch.randn(2, 8, 2000, 128)
     found = {}
     pools: list[Any] = [store.clone() for _ in range(8)]
@@ -99,6 +100,17 @@ def others(seconds: float) -> dict[str, float]:
     found["attend_bfloat16"] = best([lambda s=s: kernels.attend(q, s[0], s[1]) for s in half], seconds)
     (k, ks), (v, vs) = (kernels.quantise_cache(x.contiguous()) for x in store)
     found["attend_int8"] = best([lambda: kernels.attend(q, k, v, key_scales=ks, value_scales=vs)], seconds)
+    for n in (364, 2000):  # a prompt's own attention
+        window, kept = torch.randn(n, 16, 128), store[:, :, :n]
+        head_first = window.transpose(0, 1)[None]
+        calls = {
+            "torch": lambda q=head_first, s=kept: F.scaled_dot_product_attention(
+                q, s[0][None], s[1][None], is_causal=True, enable_gqa=True
+            ),
+            "integers": lambda q=window, s=kept: attend_window(q, s[0], s[1]),
+        }
+        for name, call in calls.items():
+            found[f"window_{name}_{n}"] = best([call], seconds)
     x, norm = torch.randn(364, 2048), torch.ones(2048)
     found["rms_quantise_1"] = best([lambda: kernels.rms_quantise(x[:1], norm, 1e-6)], seconds)
     found["rms_quantise_364"] = best([lambda: kernels.rms_quantise(x, norm, 1e-6)], seconds)

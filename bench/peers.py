@@ -119,6 +119,7 @@ def foveal_worker(directory: str, bits: str) -> tuple[dict[str, Stage], dict[str
         return clocked(lambda: next(pipeline.ask(QUESTION, fresh, sampling=Sampling(max_tokens=1)).pieces(), None))
 
     one = sum(packed.num_bytes for name, packed in packed_decoder(model).items())
+    one += PREFILL * model.config.text.kv_bytes_per_token("bfloat16")
     return (
         {"vision": vision, "prefill": prefill, "read": lambda: (READ_MB << 20) / kernels.read_bandwidth(READ_MB),
          "decode": lambda: decode(PREFILL), "decode at 2000": lambda: decode(LONG), "first token": first_token},
@@ -128,7 +129,9 @@ def foveal_worker(directory: str, bits: str) -> tuple[dict[str, Stage], dict[str
 
 
 def packed_decoder(model: Any) -> dict[str, Any]:
-    """Everything packed that one decoded token reads: the layers and the head; an embedding's one row is nothing."""
+    """Everything packed that one decoded token reads: the layers and the head; an embedding's one row is nothing.
+
+    Beside these it reads what its cache holds."""
     from foveal.model.quantize import packed_weights
 
     return {name: packed for name, packed in packed_weights(model).items() if ".visual." not in name}

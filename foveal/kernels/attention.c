@@ -1,4 +1,5 @@
-/* Attention inside frames, for the vision encoder: every query of a frame with every key of it, in both directions.
+/* Attention of many queries at once: inside frames, for the vision encoder, every query with every key in both directions; and
+ * of a prompt's window, for the decoder, where a query sees the keys up to its own place and several heads share their keys.
  *
  * Both products, queries with keys and weights with values, are made of 16-bit integers. The instruction for these (vpmaddwd:
  * two neighbouring products and their sum in 32 bits) does twice as many a cycle as float32's multiply-add, the sums are exact,
@@ -24,16 +25,19 @@
 enum { KEYS = 128, ROWS = 24, TALL = 6, PANEL = 16, FOUR = 32, AHEAD = 8, MOST_DIM = 256 }; /* TALL: rows of a register tile */
 
 struct frames_job {
-    const float *q, *k, *v;       /* rows of heads side by side, (P, heads, dim), `stride` from row to row */
+    const float *q;               /* rows of heads side by side, (P, heads, dim), `stride` from row to row */
+    const float *k, *v;           /* `stride` from row to row as well, `head_stride` from head to head */
     const float *cosines, *sines; /* (P, dim / 2): turn queries and keys by these first; or NULL */
-    int64_t stride, heads, dim;
+    int64_t stride, head_stride, heads, kv_heads, dim;
     const int64_t *blocks;  /* (B, 2): first row and number of rows of every block of keys */
-    const int64_t *queries; /* (Q, 4): first row and number of rows, first and last + 1 block of keys to be seen */
+    const int64_t *queries; /* (Q, 5): first row and number of rows, first and last + 1 block of keys to be seen, and how many
+                             * keys of the last one the first query sees: all see these, or, if causal, each one more */
     int64_t count;          /* of what is cut into parts: blocks, or groups of queries */
     int64_t first_block;
+    int causal;
     float scale;
-    int16_t *keys, *values;           /* (B, heads, key_codes), (B, heads, value_codes); see sizes */
-    float *key_scales, *value_scales; /* (B, heads, KEYS), (B, heads, channels) */
+    int16_t *keys, *values;           /* (B, kv_heads, key_codes), (B, kv_heads, value_codes); see sizes */
+    float *key_scales, *value_scales; /* (B, kv_heads, KEYS), (B, kv_heads, channels) */
     float *out;                       /* (P, heads, dim) */
     int64_t out_stride;
     atomic_int *status;
@@ -56,11 +60,12 @@ struct running {
 };
 
 /* The three steps for a tile of `rows` queries and a block of keys, made by hand for an instruction set.
- * score: a panel of keys, (rows, PANEL) scores to rows of KEYS. weigh: KEYS scores a row, of which the first `count` are real, to
- * codes of their weights. gather: weights times a panel of values, to sums of rows `stride` apart. */
+ * score: a panel of keys, (rows, PANEL) scores to rows of KEYS. weigh: KEYS scores a row, of which `count` are seen by the first
+ * row and `more` more by each one after it, to codes of their weights. gather: weights times a panel of values, to sums of rows
+ * `stride` apart. */
 struct steps {
     void (*score)(int rows, const int16_t *q, int64_t stride, const int16_t *keys, const float *scales, int64_t pairs, float *out);
-    void (*weigh)(int rows, float (*score)[KEYS], int64_t count, int fresh, struct running *at, int16_t (*weight)[KEYS]);
+    void (*weigh)(int rows, float (*score)[KEYS], int64_t count, int more, int fresh, struct running *at, int16_t (*weight)[KEYS]);
     void (*gather)(int rows, const int16_t (*weight)[KEYS], const int16_t *values, const float *scales, int64_t pairs,
                    const struct running *at, float *sum, int64_t stride);
 };
@@ -126,7 +131,7 @@ INLINE int quantise_row(const float *x, int64_t padded, int16_t *codes, float *s
 /* Pack a block of keys and values of one head. */
 INLINE void pack_block(const struct frames_job *job, int64_t part) {
     const struct sizes size = sizes_of(job->dim);
-    const int64_t block = job->first_block + part / job->heads, head = part % job->heads, at = block * job->heads + head;
+    const int64_t block = job->first_block + part / job->kv_heads, head = part % job->kv_heads, at = block * job->kv_heads + head;
     const int64_t first = job->blocks[2 * block], count = job->blocks[2 * block + 1], dim = job->dim, padded = size.channels;
     int16_t *keys = job->keys + at * size.key_codes, *values = job->values + at * size.value_codes;
     float *key_scales = job->key_scales + at * KEYS, *value_scales = job->value_scales + at * size.channels;
@@ -139,8 +144,9 @@ INLINE void pack_block(const struct frames_job *job, int64_t part) {
         if (s < count) {
             const float *tables[2] = {NULL, NULL};
             if (job->cosines) tables[0] = job->cosines + (first + s) * half, tables[1] = job->sines + (first + s) * half;
-            fetch(job->k + (first + s) * job->stride + head * dim, job->stride, dim);
-            turned(job->k + (first + s) * job->stride + head * dim, tables[0], tables[1], dim, padded, row);
+            const float *x = job->k + (first + s) * job->stride + head * job->head_stride;
+            fetch(x, job->stride, dim);
+            turned(x, tables[0], tables[1], dim, padded, row);
             if (quantise_row(row, padded, codes, key_scales + s)) {
                 atomic_store(job->status, NOT_FINITE);
                 return;
@@ -150,7 +156,7 @@ INLINE void pack_block(const struct frames_job *job, int64_t part) {
         }
         for (int64_t i = 0; i < size.pairs; i++) memcpy(to + i * 2 * PANEL, codes + 2 * i, 4);
     }
-    const float *v = job->v + first * job->stride + head * dim;
+    const float *v = job->v + first * job->stride + head * job->head_stride;
     uint32_t most[MOST_DIM] = {0}, top = 0;
     for (int64_t s = 0; s < count; s++) {
         fetch(v + s * job->stride, job->stride, dim);
@@ -203,11 +209,12 @@ INLINE void fill(float *score, int64_t count, int64_t whole, float with) {
     for (int64_t s = count; s < whole; s++) score[s] = with;
 }
 
-/* Some queries of one head over the blocks of keys of their frame. Each step is done for all of them before the next, so that
- * keys, then values, stay in the first cache. */
+/* Some queries of one head over the blocks of keys they see. A panel meets all of them before the next one does, so that it is
+ * in the first cache however long heads are. */
 INLINE void attend_rows(const struct frames_job *job, int64_t part, const struct steps *steps) {
     const struct sizes size = sizes_of(job->dim);
-    const int64_t head = part / job->count, *group = job->queries + part % job->count * 4;
+    const int64_t head = part / job->count, kv_head = head / (job->heads / job->kv_heads);
+    const int64_t *group = job->queries + part % job->count * 5;
     const int64_t first = group[0], count = group[1], dim = job->dim, padded = size.channels, half = dim / 2;
     ALIGNED int16_t q[ROWS * MOST_DIM], weight[ROWS][KEYS];
     ALIGNED float sum[ROWS * MOST_DIM], score[ROWS][KEYS], row[MOST_DIM];
@@ -226,19 +233,25 @@ INLINE void attend_rows(const struct frames_job *job, int64_t part, const struct
     }
     memset(sum, 0, (size_t)(count * padded) * 4);
     for (int64_t block = group[2]; block < group[3]; block++) {
-        const int64_t at = block * job->heads + head, keys_here = job->blocks[2 * block + 1];
+        const int last = block + 1 == group[3], more = last && job->causal;
+        const int64_t at = block * job->kv_heads + kv_head, seen = last ? group[4] : job->blocks[2 * block + 1];
         const int16_t *keys = job->keys + at * size.key_codes, *values = job->values + at * size.value_codes;
         const float *key_scales = job->key_scales + at * KEYS, *value_scales = job->value_scales + at * size.channels;
+        for (int64_t s = 0; s < seen + more * (count - 1); s += PANEL)
+            for (int64_t t = 0; t < count; t += TALL) {
+                int rows = (int)least(TALL, count - t);
+                if (s < seen + more * (t + rows - 1))
+                    steps->score(rows, q + t * padded, padded, keys + s * 2 * size.pairs, key_scales + s, size.pairs, score[t] + s);
+            }
         for (int64_t t = 0; t < count; t += TALL)
-            for (int64_t s = 0; s < keys_here; s += PANEL)
-                steps->score((int)least(TALL, count - t), q + t * padded, padded, keys + s * 2 * size.pairs, key_scales + s,
-                             size.pairs, score[t] + s);
-        for (int64_t t = 0; t < count; t += TALL)
-            steps->weigh((int)least(TALL, count - t), score + t, keys_here, block == group[2], running + t / TALL, weight + t);
-        for (int64_t t = 0; t < count; t += TALL)
-            for (int64_t c = 0; c < padded; c += PANEL)
-                steps->gather((int)least(TALL, count - t), weight + t, values + c * KEYS, value_scales + c, (keys_here + 1) / 2,
+            steps->weigh((int)least(TALL, count - t), score + t, seen + more * t, more, block == group[2], running + t / TALL,
+                         weight + t);
+        for (int64_t c = 0; c < padded; c += PANEL)
+            for (int64_t t = 0; t < count; t += TALL) {
+                int rows = (int)least(TALL, count - t);
+                steps->gather(rows, weight + t, values + c * KEYS, value_scales + c, (seen + more * (t + rows - 1) + 1) / 2,
                               running + t / TALL, sum + t * padded + c, padded);
+            }
     }
     for (int64_t t = 0; t < count; t++) {
         float *out = job->out + (first + t) * job->out_stride + head * dim, inverse = 1.0f / running[t / TALL].total[t % TALL];
@@ -265,9 +278,10 @@ static void score_portable(int rows, const int16_t *q, int64_t stride, const int
     }
 }
 
-static void weigh_portable(int rows, float (*score)[KEYS], int64_t count, int fresh, struct running *at, int16_t (*weight)[KEYS]) {
-    const int64_t whole = filled(count);
-    for (int r = 0; r < rows; r++) {
+static void weigh_portable(int rows, float (*score)[KEYS], int64_t count, int more, int fresh, struct running *at,
+                           int16_t (*weight)[KEYS]) {
+    const int64_t whole = filled(count + more * (rows - 1));
+    for (int r = 0; r < rows; r++, count += more) {
         float *x = score[r], top = x[0], part[FOUR] = {0};
         fill(x, count, whole, x[0]);
         for (int64_t s = 1; s < count; s++) top = x[s] > top ? x[s] : top;
@@ -379,9 +393,10 @@ AVX2 INLINE __m256 power8(__m256 x) { /* as `power` */
     return _mm256_castsi256_ps(_mm256_add_epi32(p, _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
 }
 
-AVX2 static void weigh_avx2(int rows, float (*score)[KEYS], int64_t count, int fresh, struct running *at, int16_t (*weight)[KEYS]) {
-    const int64_t whole = filled(count);
-    for (int r = 0; r < rows; r++) {
+AVX2 static void weigh_avx2(int rows, float (*score)[KEYS], int64_t count, int more, int fresh, struct running *at,
+                            int16_t (*weight)[KEYS]) {
+    const int64_t whole = filled(count + more * (rows - 1));
+    for (int r = 0; r < rows; r++, count += more) {
         float *x = score[r];
         fill(x, count, whole, x[0]);
         __m256 most[4], part[4]; /* four sums: one after the other they would wait for each other */
@@ -442,32 +457,34 @@ EXPORT int foveal_frames_sizes(int64_t dim, int64_t *sizes) { /* codes of keys, 
     return DONE;
 }
 
-EXPORT int foveal_frames_pack(const float *k, const float *v, int64_t stride, int64_t heads, int64_t dim, const float *cosines,
-                              const float *sines, const int64_t *blocks, int64_t first, int64_t count, int16_t *keys,
-                              int16_t *values, float *key_scales, float *value_scales) {
+/* Keys and values, rows of heads, to codes: `count` blocks from block `first` on. Strides are in elements. */
+EXPORT int foveal_frames_pack(const float *k, const float *v, int64_t stride, int64_t head_stride, int64_t kv_heads, int64_t dim,
+                              const float *cosines, const float *sines, const int64_t *blocks, int64_t first, int64_t count,
+                              int16_t *keys, int16_t *values, float *key_scales, float *value_scales) {
     atomic_int status = DONE;
-    struct frames_job job = {.k = k, .v = v, .cosines = cosines, .sines = sines, .stride = stride, .heads = heads, .dim = dim,
-                             .blocks = blocks, .first_block = first, .keys = keys, .values = values,
-                             .key_scales = key_scales, .value_scales = value_scales, .status = &status};
-    if (dim < 1 || dim > MOST_DIM || (cosines && dim % 2)) return BAD_ARGUMENT;
+    struct frames_job job = {.k = k, .v = v, .cosines = cosines, .sines = sines, .stride = stride, .head_stride = head_stride,
+                             .kv_heads = kv_heads, .dim = dim, .blocks = blocks, .first_block = first, .keys = keys,
+                             .values = values, .key_scales = key_scales, .value_scales = value_scales, .status = &status};
+    if (kv_heads < 1 || dim < 1 || dim > MOST_DIM || (cosines && dim % 2)) return BAD_ARGUMENT;
 #if defined(__x86_64__)
-    if (native()) run(pack_avx2, &job, count * heads);
+    if (native()) run(pack_avx2, &job, count * kv_heads);
     else
 #endif
-    run(pack_portable, &job, count * heads);
+    run(pack_portable, &job, count * kv_heads);
     return atomic_load(&status);
 }
 
-EXPORT int foveal_frames_attend(const float *q, int64_t stride, int64_t heads, int64_t dim, const float *cosines,
-                                const float *sines, const int64_t *blocks, const int64_t *queries, int64_t count, float scale,
-                                const int16_t *keys, const int16_t *values, const float *key_scales, const float *value_scales,
-                                float *out, int64_t out_stride) {
+/* Groups of queries over packed blocks; see frames_job for `queries` and `causal`. */
+EXPORT int foveal_frames_attend(const float *q, int64_t stride, int64_t heads, int64_t kv_heads, int64_t dim,
+                                const float *cosines, const float *sines, const int64_t *blocks, const int64_t *queries,
+                                int64_t count, int causal, float scale, const int16_t *keys, const int16_t *values,
+                                const float *key_scales, const float *value_scales, float *out, int64_t out_stride) {
     atomic_int status = DONE;
-    struct frames_job job = {.q = q, .cosines = cosines, .sines = sines, .stride = stride, .heads = heads, .dim = dim,
-                             .blocks = blocks, .queries = queries, .count = count, .scale = scale, .keys = (int16_t *)keys,
-                             .values = (int16_t *)values, .key_scales = (float *)key_scales,
+    struct frames_job job = {.q = q, .cosines = cosines, .sines = sines, .stride = stride, .heads = heads, .kv_heads = kv_heads,
+                             .dim = dim, .blocks = blocks, .queries = queries, .count = count, .causal = causal, .scale = scale,
+                             .keys = (int16_t *)keys, .values = (int16_t *)values, .key_scales = (float *)key_scales,
                              .value_scales = (float *)value_scales, .out = out, .out_stride = out_stride, .status = &status};
-    if (dim < 1 || dim > MOST_DIM || (cosines && dim % 2)) return BAD_ARGUMENT;
+    if (kv_heads < 1 || heads % kv_heads || dim < 1 || dim > MOST_DIM || (cosines && dim % 2)) return BAD_ARGUMENT;
 #if defined(__x86_64__)
     if (native()) run(attend_avx2, &job, count * heads);
     else

@@ -1149,7 +1149,7 @@ static void quantise_rows(const struct path *p, const float *x, const float *nor
  * All return a status; pointers are the caller's, strides are in elements, T may be 0. The Python side checks shapes.
  */
 
-EXPORT int foveal_interface(void) { return 6; } /* to be raised when a signature or a layout changes */
+EXPORT int foveal_interface(void) { return 7; } /* to be raised when a signature or a layout changes */
 
 /* The name of path `index`, NULL past the last; an empty name where this machine lacks it. */
 EXPORT const char *foveal_path_name(int index) { return index < 0 || index >= PATHS ? NULL : present(index) ? paths[index].name : ""; }

@@ -23,6 +23,20 @@ from foveal.kernels.library import done, native
 KEYS, ROWS, MOST_DIM = 128, 24, 256  # keys a block, queries a part, as in attention.c
 
 
+class PackedBlocks:
+    """Room for so many blocks of KEYS keys and values of one head, as integers and their scales. `at`: their addresses."""
+
+    def __init__(self, like: Array, count: int, dim: int) -> None:
+        sizes = (ctypes.c_int64 * 4)()
+        done(native().foveal_frames_sizes(dim, sizes), "rows")
+        kinds = ("int16", "int16", "float32", "float32")
+        self._parts = [empty(like, (count * size,), kind) for size, kind in zip(sizes, kinds, strict=True)]
+        self.at = [
+            dense(part, "packed rows", (kind,), (count * size,))
+            for part, size, kind in zip(self._parts, sizes, kinds, strict=True)
+        ]
+
+
 class Frames:
     """Frames of `lengths` patches each, packed behind one another, and the integers their keys and values become."""
 
@@ -38,15 +52,7 @@ class Frames:
         if sum(lengths) != rows.shape[0]:
             raise ValueError(f"frames of {sum(lengths)} patches in all, but {rows.shape[0]} rows")
         self._starts, self._blocks = _blocks(tuple(lengths))
-        sizes = (ctypes.c_int64 * 4)()
-        done(native().foveal_frames_sizes(self.dim, sizes), "rows")
-        count = heads * self.blocks
-        kinds = ("int16", "int16", "float32", "float32")
-        self._packed = [empty(rows, (count * size,), kind) for size, kind in zip(sizes, kinds, strict=True)]
-        self._to = [
-            dense(part, "packed rows", (kind,), (count * size,))
-            for part, size, kind in zip(self._packed, sizes, kinds, strict=True)
-        ]
+        self._packed = PackedBlocks(rows, heads * self.blocks, self.dim)
 
     @property
     def blocks(self) -> int:
@@ -61,8 +67,8 @@ class Frames:
         first, stop, _ = (blocks or slice(None)).indices(self.blocks)
         own = 4 * self._heads * self.dim
         status = native().foveal_frames_pack(
-            self._at + own, self._at + 2 * own, self._stride, self._heads, self.dim, *self._tables(cos, sin),
-            self._blocks.ctypes.data, first, max(stop - first, 0), *self._to,
+            self._at + own, self._at + 2 * own, self._stride, self.dim, self._heads, self.dim, *self._tables(cos, sin),
+            self._blocks.ctypes.data, first, max(stop - first, 0), *self._packed.at,
         )  # fmt: skip
         done(status, "keys or values")
 
@@ -82,9 +88,9 @@ class Frames:
         if tuple(out.shape) != shape:
             raise ValueError(f"out has shape {tuple(out.shape)}; {shape} is needed")
         status = native().foveal_frames_attend(
-            self._at, self._stride, self._heads, self.dim, *self._tables(cos, sin), self._blocks.ctypes.data,
-            queries.ctypes.data, len(queries), self.dim**-0.5 if scale is None else scale, *self._to, to - 4 * first * stride,
-            stride,
+            self._at, self._stride, self._heads, self._heads, self.dim, *self._tables(cos, sin), self._blocks.ctypes.data,
+            queries.ctypes.data, len(queries), 0, self.dim**-0.5 if scale is None else scale, *self._packed.at,
+            to - 4 * first * stride, stride,
         )  # fmt: skip
         done(status, "queries")
         return out
@@ -98,12 +104,12 @@ class Frames:
         return [dense(table, what, ("float32",), shape) for table, what in ((cos, "cos"), (sin, "sin"))]
 
     def _queries(self, first: int, stop: int) -> NDArray[np.int64]:
-        """Cut rows into parts: first row, how many, first and last + 1 block of their frame."""
+        """Cut rows into parts: first row, how many, first and last + 1 block of their frame, keys in the last one."""
         out = []
         for (start, end), (block, last) in self._starts:
             for row in range(max(start, first), min(end, stop), ROWS):
-                out.append((row, min(ROWS, end - row, stop - row), block, last))
-        return np.array(out, np.int64).reshape(-1, 4)
+                out.append((row, min(ROWS, end - row, stop - row), block, last, self._blocks[last - 1, 1]))
+        return np.array(out, np.int64).reshape(-1, 5)
 
 
 @functools.lru_cache(maxsize=8)

@@ -26,7 +26,7 @@ SOURCES = (SOURCE, SOURCE.with_name("attention.c"))
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math")  # fmt: skip
-INTERFACE = 6
+INTERFACE = 7
 _REMEDY = (
     "install a C compiler (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install) "
     "or name one in the environment variable CC"
@@ -123,9 +123,9 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "foveal_turn": (pointer, pointer, real, pointer, pointer, count, count, count, pointer),
         "foveal_quantise_cache": (pointer, count, count, count, count, count, pointer, pointer, count, count),
         "foveal_frames_sizes": (count, pointer),
-        "foveal_frames_pack": (pointer, pointer, count, count, count, *(pointer,) * 3, count, count, *(pointer,) * 4),
+        "foveal_frames_pack": (pointer, pointer, *(count,) * 4, *(pointer,) * 3, count, count, *(pointer,) * 4),
         "foveal_frames_attend": (
-            pointer, count, count, count, *(pointer,) * 4, count, real, *(pointer,) * 5, count,
+            pointer, *(count,) * 4, *(pointer,) * 4, count, number, real, *(pointer,) * 5, count,
         ),
         "foveal_read": (pointer, count),
         "foveal_step_scratch": (pointer, count),

@@ -186,7 +186,7 @@ def unpack_cache(codes: Array, scales: Array) -> Array:
     return codes * np.repeat(scales.astype(np.float32), GROUP, axis=-1)[..., : codes.shape[-1]]
 
 
-# ---------------------------------------------------------------- frames: attention in 16-bit integers
+# ---------------------------------------------------------------- frames and windows: attention in 16-bit integers
 
 KEYS = 128  # rows of values that share a scale
 
@@ -243,3 +243,18 @@ def frames(rows: Array, lengths: Sequence[int], heads: int, cos: Array | None, s
         weight = weight_bits(score)
         out.append(np.einsum("hqk,khd->qhd", weight, value_bits(v[part])).reshape(n, -1))
     return np.concatenate(out).astype(np.float32)
+
+
+def window(q: Array, keys: Array, values: Array) -> Array:
+    """q (n, N, H), the last n of the S positions of keys and values (G, S, H) → (n, N, H); no query sees a later position.
+
+    Rounded where the kernels round, in float64 between. What a query does not see weighs nothing in a block that it sees.
+    """
+    n, heads, dim = q.shape
+    each, positions = heads // len(keys), keys.shape[1]
+    k, v = np.repeat(sixteen_bits(keys), each, axis=0), np.repeat(value_bits(values.swapaxes(0, 1)), each, axis=1)
+    out = np.zeros(q.shape)
+    for row, place in enumerate(range(positions - n, positions)):
+        score = np.einsum("hd,hsd->hs", sixteen_bits(q[row]), k[:, : place + 1]) * dim**-0.5
+        out[row] = np.einsum("hs,shd->hd", weight_bits(score), v[: place + 1])
+    return out.astype(np.float32)

@@ -1,7 +1,8 @@
 """Attention over packed rows: `attend` for the decoder with or without a cache, `attend_frames` for the vision encoder.
 
 This is the plain version, by `scaled_dot_product_attention`: one call a sequence with a cache, without one a call for all
-sequences of like length. Every faster path is tested against it, and it against a loop over queries.
+sequences of like length. Every faster path is tested against it, and it against a loop over queries. The kernels attend with
+one row to a cache that is narrower than the queries, and with many rows of a model whose weights are packed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal import kernels
+from foveal.kernels.frames import MOST_DIM
+from foveal.kernels.window import attend_window
 from foveal.model.store import Kept, KVStore, native, widen
+
+WINDOW = 32  # rows from which it pays to make integers of all keys and values first
 
 
 class KVCache:
@@ -66,25 +71,31 @@ class CacheBatch(Sequence[KVCache], ABC):
     """Caches of several sequences that know how to attend together: see `paged.py`."""
 
     @abstractmethod
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int, *, in_integers: bool = False
+    ) -> Tensor:
         """Write the new rows and attend; shapes as of `attend`."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None, layer: int) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None, layer: int, *,
+    in_integers: bool = False,
+) -> Tensor:  # fmt: skip
     """Attend causally inside every sequence of a packed batch.
 
     q: (T, N, H); k, v: (T, G, H) with N a multiple of G; lengths: the new rows of each sequence, summing to T;
-    caches: one a sequence, holding what came before. Return (T, N, H).
+    caches: one a sequence, holding what came before. in_integers: let the kernels attend from WINDOW rows of a sequence on.
+    Return (T, N, H).
     """
     if caches is None:
         return _attend_together(q, k, v, lengths)
     if isinstance(caches, CacheBatch):
-        return caches.attend(q, k, v, lengths, layer)
+        return caches.attend(q, k, v, lengths, layer, in_integers=in_integers)
     out, start = [], 0
     for i, n in enumerate(lengths):
         rows = slice(start, start + n)
         start += n
-        out.append(attend_one(q[rows], *caches[i].write(layer, k[rows], v[rows])))
+        out.append(attend_one(q[rows], *caches[i].write(layer, k[rows], v[rows]), in_integers=in_integers))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
@@ -125,7 +136,7 @@ def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[
     return groups, torch.from_numpy(np.argsort(np.concatenate(packed))).to(device)
 
 
-def attend_one(q: Tensor, *kept: Tensor) -> Tensor:
+def attend_one(q: Tensor, *kept: Tensor, in_integers: bool = False) -> Tensor:
     """Attend with q (n, N, H) as the last n of the S positions in keys and values (G, S, H), kept as `KVStore` keeps them."""
     n, heads, dim = q.shape
     if kept[0].dtype != q.dtype:
@@ -134,6 +145,9 @@ def attend_one(q: Tensor, *kept: Tensor) -> Tensor:
             one: Tensor = kernels.attend(q[0], *kept[:2], key_scales=key_scales, value_scales=value_scales)
             return one[None]
         kept = widen(kept, q.dtype)
+    if in_integers and n >= WINDOW and native(q) and dim <= MOST_DIM:
+        window: Tensor = attend_window(q.contiguous(), *kept)
+        return window
     keys, values = kept
     groups, total = keys.shape[0], keys.shape[1]
     if n == 1:

@@ -141,14 +141,16 @@ class PagedCaches(CacheBatch):
             return new[0], seen
         return torch.cat([_numbers(place) for place in new]).to(device), seen
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], layer: int, *, in_integers: bool = False
+    ) -> Tensor:
         """Write the new rows of all sequences, then attend as `attend` does."""
         store = self._pool.store
         new, seen = self._places
         store.write(layer, new, k, v)
         out, start = [], 0
         for n, place in zip(lengths, seen, strict=True):
-            out.append(attend_one(q[start : start + n], *store.read(layer, place)))
+            out.append(attend_one(q[start : start + n], *store.read(layer, place), in_integers=in_integers))
             start += n
         return out[0] if len(out) == 1 else torch.cat(out)
 

@@ -13,7 +13,7 @@ from foveal.batch import Batch
 from foveal.config import TextConfig
 from foveal.kernels import Activations
 from foveal.model.attention import KVCache, attend
-from foveal.model.linear import PackedEmbedding, swiglu, turned
+from foveal.model.linear import PackedEmbedding, PackedLinear, swiglu, turned
 from foveal.model.moe import SparseMLP
 from foveal.model.rms_norm import RMSNorm
 from foveal.model.rope import axis_of_frequency, inverse_frequencies, text_tables
@@ -45,7 +45,8 @@ class Attention(nn.Module):
     ) -> Tensor:  # fmt: skip
         q, k, v = (self._heads(linear(x)) for linear in (self.q_proj, self.k_proj, self.v_proj))
         q, k = turned(self.q_norm, q, *tables), turned(self.k_norm, k, *tables)  # (T, N, H), (T, G, H)
-        return self.o_proj(attend(q, k, v, lengths, caches, self.layer).flatten(1))
+        packed = isinstance(self.q_proj, PackedLinear)
+        return self.o_proj(attend(q, k, v, lengths, caches, self.layer, in_integers=packed).flatten(1))
 
     def _heads(self, rows: Tensor) -> Tensor:
         return rows.view(len(rows), -1, self.head_dim)

@@ -93,7 +93,7 @@ def test_masking_dropped_rows_is_slicing_them_out(name: str, scene: str, monkeyp
     stays = torch.from_numpy(np.isin(whole.vision_rows, [-1, *rows.tolist()]))
     seen = torch.ones(len(whole), len(whole), dtype=torch.bool).tril() & (stays | torch.eye(len(whole), dtype=torch.bool))
 
-    def masked(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    def masked(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
 

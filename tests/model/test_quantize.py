@@ -14,7 +14,7 @@ from foveal import kernels
 from foveal.batch import Batch, VisionTokens
 from foveal.errors import CheckpointError, ConfigError
 from foveal.kernels import oracle
-from foveal.model import Qwen3VL
+from foveal.model import Qwen3VL, attention
 from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear
 from foveal.model.load import load_model, save_model
 from foveal.model.moe import Experts, SparseMLP
@@ -217,9 +217,14 @@ def test_modules_alone() -> None:
     assert empty(rows, torch.empty(0, 1), torch.empty(0, 1, dtype=torch.long)).shape == (0, 70)
 
 
+@pytest.mark.parametrize("in_integers", [False, True])
 @pytest.mark.parametrize("name", ["dense-tied", "released-heads"])
-def test_cached_as_fresh(name: str) -> None:
-    """The cache is bfloat16: chunks and single steps see the same rounded keys, so they agree with one another closely."""
+def test_cached_as_fresh(name: str, in_integers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is bfloat16: chunks and single steps see the same rounded keys, so they agree with one another closely.
+
+    Where 40 rows attend in integers, and windows of fewer do not, some activation is rounded the other way from the start.
+    """
+    monkeypatch.setattr(attention, "WINDOW", 32 if in_integers else 100)
     model = quantize(new_model(CONFIGS[name]), 8)
     ids, places = torch.randint(0, 200, (40,)), torch.arange(40).expand(3, -1)
     none = torch.empty(0, dtype=torch.long)
@@ -237,4 +242,4 @@ def test_cached_as_fresh(name: str) -> None:
     whole, windows, steps = run(40), run(17, 40), run(*range(1, 41))
     for other in (windows, steps):
         off = (whole - other).norm(dim=-1) / whole.norm(dim=-1)
-        assert off[:3].max() < 1e-3 and off.median() < 0.1
+        assert off[:3].max() < (0.1 if in_integers else 1e-3) and off.median() < 0.1
