@@ -7,9 +7,11 @@ DIR: a 2B checkpoint (foveal new --preset 2B --random DIR); foveal packs it whil
 PYTHON: an interpreter with llama-cpp-python, PREFIX: of PREFIX-q8_0.gguf and PREFIX-q4_0.gguf of the same decoder; or one with
 openvino-genai, DIR: the same checkpoint exported by optimum-intel with --weight-format int8.
 Stages: vision encode of 640x480 (1,200 patches), prefill of 364 tokens, 256 MB read by foveal's threads and nothing else, one
-decoded token after those 364, and after 2,000, and the first token about a 640x480 picture with a 32-token question, picture
-decoding and the LM head included. Medians. What a peer cannot do is left out. Beside decode stands the share of the speed at
-which memory was read just before. Prints a table and, last, one JSON line; --keep writes bench/results/DATE-peers.json.
+decoded token after those 364, and after 2,000, the same with a cache of 8 bits, and the first token about a 640x480 picture
+with a 32-token question, picture decoding and the LM head included. Medians. What a peer cannot do is left out. Beside decode
+stand its share of the speed at which memory was read just before, over the bytes of weights and cache, and the speed after
+2,000 as a share of that after 364: medians of each run's own. Prints a table and, last, one JSON line; --keep writes
+bench/results/DATE-peers.json.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -35,7 +37,9 @@ sys.path.insert(0, str(HERE.parent))
 
 PREFILL, LONG, STEPS = 364, 2000, 8
 READ_MB = 256
-STAGES = ("vision", "prefill", "read", "decode", "decode at 2000", "first token")
+# Stages whose ratios are asked for take turns as well: what the machine does meanwhile is then the same for them.
+TURNS = (("vision",), ("prefill",), ("read", "decode", "decode at 2000", "in 8 bits"), ("first token",))
+STAGES = tuple(stage for turn in TURNS for stage in turn)
 QUESTION = "What is in this picture, please?"  # 32 tokens of the stand-in tokenizer, which has no words
 THREADS = 2
 
@@ -89,7 +93,7 @@ def foveal_worker(directory: str, bits: str) -> tuple[dict[str, Stage], dict[str
         last = torch.tensor([stop - start - 1])
         return Batch(ids[start:stop], torch.arange(start, stop).expand(3, -1), (stop - start,), none, output_rows=last)
 
-    caches: dict[int, Any] = {}
+    caches: dict[tuple[int, torch.dtype | None], Any] = {}
 
     @torch.inference_mode()
     def vision() -> float:
@@ -100,12 +104,13 @@ def foveal_worker(directory: str, bits: str) -> tuple[dict[str, Stage], dict[str
         return clocked(lambda: model(rows(0, PREFILL), [model.new_cache(PREFILL)]))
 
     @torch.inference_mode()
-    def decode(length: int) -> float:
-        if length not in caches:
-            caches[length] = model.new_cache(length + 1024)
+    def decode(length: int, kept: torch.dtype | None = None) -> float:
+        model.kv_cache = kept
+        if (length, kept) not in caches:
+            cache = caches[length, kept] = model.new_cache(length + 1024)
             for start in range(0, length, 500):
-                model(rows(start, min(start + 500, length)), [caches[length]])
-        cache = caches[length]
+                model(rows(start, min(start + 500, length)), [cache])
+        cache = caches[length, kept]
         cache.truncate(length)
 
         def steps() -> None:
@@ -115,6 +120,7 @@ def foveal_worker(directory: str, bits: str) -> tuple[dict[str, Stage], dict[str
         return clocked(steps, STEPS)
 
     def first_token() -> float:
+        model.kv_cache = None
         fresh = photograph(next(seeds))
         return clocked(lambda: next(pipeline.ask(QUESTION, fresh, sampling=Sampling(max_tokens=1)).pieces(), None))
 
@@ -122,7 +128,8 @@ def foveal_worker(directory: str, bits: str) -> tuple[dict[str, Stage], dict[str
     one += PREFILL * model.config.text.kv_bytes_per_token("bfloat16")
     return (
         {"vision": vision, "prefill": prefill, "read": lambda: (READ_MB << 20) / kernels.read_bandwidth(READ_MB),
-         "decode": lambda: decode(PREFILL), "decode at 2000": lambda: decode(LONG), "first token": first_token},
+         "decode": lambda: decode(PREFILL), "decode at 2000": lambda: decode(LONG),
+         "in 8 bits": lambda: decode(LONG, torch.int8), "first token": first_token},
         {"load_s": loaded, "weight_bytes": num_bytes(model), "bytes_per_token": one, "prompt_tokens": len(request.sequence),
          "kernels": kernels.path()},
     )  # fmt: skip
@@ -331,28 +338,37 @@ def main() -> None:
         peers.append(Peer("openvino int8", args.openvino, "openvino", args.exported))
     if not args.without_transformers:
         peers.append(Peer("transformers float32", sys.executable, "transformers", args.checkpoint))
-    for stage in STAGES:
+    for turn in TURNS:
         for run in range(args.runs + 1):
-            for peer in peers:
+            for peer, stage in itertools.product(peers, turn):
                 if stage in peer.times:
                     seconds = peer.run(stage)
                     if run:  # the first is for warming up
                         peer.times[stage].append(seconds)
-    medians = {peer.name: {stage: statistics.median(times) for stage, times in peer.times.items()} for peer in peers}
+    medians = {peer.name: {stage: median(times) for stage, times in peer.times.items()} for peer in peers}
+    shares: dict[str, dict[str, float]] = {}
     print(f"{'':22}" + "".join(f"{stage:>16}" for stage in STAGES) + f"{'peak memory':>14}{'load':>9}")
     for peer in peers:
         mine = medians[peer.name]
         cells = "".join(f"{mine[stage] * 1e3:14.1f}ms" if stage in mine else f"{'':16}" for stage in STAGES)
         print(f"{peer.name:22}{cells}{peer.peak / 2**30:11.2f}GiB{peer.facts['load_s']:8.1f}s")
         if "bytes_per_token" in peer.facts:
-            read, speed = peer.facts["bytes_per_token"], (READ_MB << 20) / mine["read"]
-            floor = read / speed
-            print(f"{'':22}decode reads {read / 1e9:.2f} GB a token; at {speed / 1e9:.1f} GB/s that takes "
-                  f"{floor * 1e3:.1f} ms: {floor / mine['decode']:.0%} of the bandwidth")  # fmt: skip
+            read, taken, speed = peer.facts["bytes_per_token"], peer.times, (READ_MB << 20) / mine["read"]
+            shares[peer.name] = {
+                "of_read_speed": median(
+                    read / (READ_MB << 20) * s / d for s, d in zip(taken["read"], taken["decode"], strict=True)
+                ),
+                **{
+                    f"{stage} of decode": median(d / s for d, s in zip(taken["decode"], taken[stage], strict=True))
+                    for stage in ("decode at 2000", "in 8 bits")
+                },
+            }
+            said = ", ".join(f"{what} {share:.1%}" for what, share in shares[peer.name].items())
+            print(f"{'':22}decode reads {read / 1e9:.2f} GB a token at {speed / 1e9:.1f} GB/s; shares: {said}")
     record = {
         "what": "2B shape, random weights, peers by turns", "date": datetime.date.today().isoformat(), "threads": THREADS,
         "runs": args.runs, "python": platform.python_version(), "processor": processor_name(), "load": os.getloadavg()[0],
-        "medians_s": medians, "readings_s": {peer.name: peer.times for peer in peers},
+        "medians_s": medians, "shares": shares, "readings_s": {peer.name: peer.times for peer in peers},
         "facts": {peer.name: peer.facts | {"peak_bytes": peer.peak} for peer in peers},
     }  # fmt: skip
     if args.keep:

@@ -576,17 +576,14 @@ typedef int32_t words8 __attribute__((vector_size(32)));
 typedef int32_t words8_anywhere __attribute__((vector_size(32), aligned(1), may_alias));
 typedef float float4s __attribute__((vector_size(16)));
 
-/* A quarter of group `g` of a row of the cache, eight numbers; codes of 8 bits without their scale. Narrow numbers are cut out
- * of 32-bit words by shifts, which every instruction set has, and so come in another order: see `place`. */
+/* A quarter of group `g` of a row of the cache, eight numbers. Narrow numbers are cut out of 32-bit words by shifts, which every
+ * instruction set has, and so come in another order: see `place`. */
 INLINE void quarter(const int type, const char *row, int64_t g, const int i, float8s *to) {
     if (type == FLOAT32) {
         *to = *(const float8s_anywhere *)(row + 4 * (g * GROUP + 8 * i));
-    } else if (type == BFLOAT16) {
+    } else {
         words8 pairs = *(const words8_anywhere *)(row + 2 * (g * GROUP + i / 2 * 16));
         *to = (float8s)(i % 2 ? pairs & (int32_t)0xffff0000 : pairs << 16);
-    } else {
-        words8 fours = *(const words8_anywhere *)(row + g * GROUP);
-        *to = __builtin_convertvector(fours << (24 - 8 * i) >> 24, float8s);
     }
 }
 
@@ -594,7 +591,6 @@ INLINE void quarter(const int type, const char *row, int64_t g, const int i, flo
 INLINE int64_t place(const int type, int64_t i) {
     int64_t in = i % GROUP;
     if (type == BFLOAT16) in = in / 16 * 16 + in % 2 * 8 + in % 16 / 2;
-    if (type == INT8) in = in % 4 * 8 + in / 4;
     return i / GROUP * GROUP + in;
 }
 
@@ -618,13 +614,18 @@ struct span { /* up to POSITIONS rows of keys, or of values, of one key-value he
 
 INLINE int64_t size_of(const int type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
 
-/* Scores of some query heads, q (heads, groups * GROUP), with a span of keys. A group's scale is multiplied with its sum. */
+INLINE float sum_of(const float8s *x) {
+    float4s low, high;
+    memcpy(&low, x, 16), memcpy(&high, (const char *)x + 16, 16);
+    low += high;
+    return (low[0] + low[2]) + (low[1] + low[3]);
+}
+
+/* Scores of some query heads, q (heads, groups * GROUP), with a span of keys. */
 INLINE void score_span(const int type, const int heads, const struct span *keys, const float *q, float (*score)[POSITIONS]) {
     const int64_t padded = keys->groups * GROUP, bytes = keys->dim * size_of(type);
     ALIGNED char copy[4 * MOST_DIM];
-    float scales[POSITIONS * MOST_DIM / GROUP];
     if (keys->dim % GROUP) memset(copy, 0, sizeof copy);
-    if (type == INT8) for (int64_t i = 0; i < keys->count * keys->groups; i++) scales[i] = from_float16(keys->scales[i]);
     for (int64_t s = 0; s < keys->count; s++) {
         fetch_ahead(keys->rows + s * bytes, bytes);
         const char *row = whole_row(keys->rows + s * bytes, keys->dim, size_of(type), copy);
@@ -634,17 +635,10 @@ INLINE void score_span(const int type, const int heads, const struct span *keys,
             UNROLL for (int i = 0; i < 4; i++) quarter(type, row, g, i, k + i);
             UNROLL for (int r = 0; r < heads; r++) {
                 const float8s *with = (const float8s *)(q + r * padded + g * GROUP);
-                float8s part = (with[0] * k[0] + with[1] * k[1]) + (with[2] * k[2] + with[3] * k[3]);
-                if (type == INT8) part *= scales[s * keys->groups + g];
-                sum[r] += part;
+                sum[r] += (with[0] * k[0] + with[1] * k[1]) + (with[2] * k[2] + with[3] * k[3]);
             }
         }
-        UNROLL for (int r = 0; r < heads; r++) {
-            float4s low, high;
-            memcpy(&low, &sum[r], 16), memcpy(&high, (const char *)&sum[r] + 16, 16);
-            low += high;
-            score[r][s] = (low[0] + low[2]) + (low[1] + low[3]);
-        }
+        UNROLL for (int r = 0; r < heads; r++) score[r][s] = sum_of(sum + r);
     }
 }
 
@@ -652,18 +646,9 @@ INLINE void score_span(const int type, const int heads, const struct span *keys,
  * loaded and stored once for these. */
 INLINE void add_span(const int type, const int heads, const struct span *values, float (*score)[POSITIONS], float *sum) {
     const int64_t padded = values->groups * GROUP, bytes = values->dim * size_of(type);
-    const int64_t scaled = type == INT8 ? values->groups : 1; /* weights of a row: its score times each scale */
     static const ALIGNED char none[4 * MOST_DIM];
     ALIGNED char copies[TOGETHER][4 * MOST_DIM];
-    float scales[POSITIONS * MOST_DIM / GROUP], weight[2][MOST_DIM / GROUP][POSITIONS];
     if (values->dim % GROUP) memset(copies, 0, sizeof copies);
-    if (type == INT8) for (int64_t i = 0; i < values->count * scaled; i++) scales[i] = from_float16(values->scales[i]);
-    for (int64_t g = 0; g < scaled; g++) {
-        float scale[POSITIONS] = {0};
-        for (int64_t s = 0; s < values->count; s++) scale[s] = type == INT8 ? scales[s * scaled + g] : 1.0f;
-        UNROLL for (int r = 0; r < heads; r++)
-            for (int s = 0; s < POSITIONS; s++) weight[r][g][s] = score[r][s] * scale[s];
-    }
     for (int64_t s = 0; s < values->count; s += TOGETHER) {
         const char *rows[TOGETHER];
         UNROLL for (int j = 0; j < TOGETHER; j++) {
@@ -676,7 +661,7 @@ INLINE void add_span(const int type, const int heads, const struct span *values,
                 float8s v[TOGETHER];
                 UNROLL for (int j = 0; j < TOGETHER; j++) quarter(type, rows[j], g, i, v + j);
                 UNROLL for (int r = 0; r < heads; r++) {
-                    const float *w = weight[r][type == INT8 ? g : 0] + s;
+                    const float *w = score[r] + s;
                     float8s *to = (float8s *)(sum + r * padded + g * GROUP) + i;
                     *to += (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
                 }
@@ -685,17 +670,64 @@ INLINE void add_span(const int type, const int heads, const struct span *values,
     }
 }
 
+/* A cache of 8 bits is not made wide: queries, and the softmax's weights times the scales of values, become 16-bit codes, and
+ * their products with the cache's codes are summed as integers, a group of a key or a span of values at a time. The two steps for
+ * up to two heads are made by hand for an instruction set; all give the same bits.
+ * score: q (heads, MOST_DIM) codes with one scale a head. add: codes (heads, groups, POSITIONS) of weights, zeros behind the last,
+ * and what one is worth in each group, to sums (heads, groups * GROUP). */
+struct code_steps {
+    void (*score)(int heads, const struct span *keys, const int16_t (*q)[MOST_DIM], const float *q_scales,
+                  float (*score)[POSITIONS]);
+    void (*add)(int heads, const struct span *values, const int16_t (*codes)[MOST_DIM / GROUP][POSITIONS],
+                const float (*worth)[MOST_DIM / GROUP], float *sum);
+};
+
+/* What numbers up to `most` are multiplied with to become 16-bit codes; 0 for what is so small that the inverse overflowed. */
+INLINE float code_unit(float most) { return most < 0x1p-100f ? 0.0f : 32767.0f / most; }
+
+/* A query of `dim` numbers to codes, zeros behind them; return what one is worth. */
+INLINE float query_codes(const float *q, int64_t dim, float scale, int16_t *codes) {
+    float most = 0;
+    for (int64_t i = 0; i < dim; i++) {
+        float magnitude = float_of(bits_of(q[i]) & 0x7fffffff);
+        most = magnitude > most ? magnitude : most;
+    }
+    float unit = code_unit(most);
+    memset(codes, 0, 2 * MOST_DIM);
+    for (int64_t i = 0; i < dim; i++) codes[i] = (int16_t)(int32_t)nearest(q[i] * unit);
+    return unit == 0.0f ? 0.0f : most / 32767.0f * scale;
+}
+
+/* The weights of a span, each times the scales of its value, to codes. */
+INLINE void weight_codes(const struct span *values, const float *score, int16_t (*codes)[POSITIONS], float *worth) {
+    float scales[POSITIONS * MOST_DIM / GROUP];
+    for (int64_t i = 0; i < values->count * values->groups; i++) scales[i] = from_float16(values->scales[i]);
+    for (int64_t g = 0; g < values->groups; g++) {
+        float weight[POSITIONS] = {0}, lanes[8] = {0}, most = 0;
+        for (int64_t s = 0; s < values->count; s++) weight[s] = score[s] * scales[s * values->groups + g];
+        for (int s = 0; s < POSITIONS; s += 8)
+            for (int i = 0; i < 8; i++) {
+                float magnitude = float_of(bits_of(weight[s + i]) & 0x7fffffff);
+                lanes[i] = magnitude > lanes[i] ? magnitude : lanes[i];
+            }
+        for (int i = 0; i < 8; i++) most = lanes[i] > most ? lanes[i] : most;
+        float unit = code_unit(most);
+        for (int s = 0; s < POSITIONS; s++) codes[g][s] = (int16_t)(int32_t)nearest(weight[s] * unit);
+        worth[g] = unit == 0.0f ? 0.0f : most / 32767.0f;
+    }
+}
+
 /* The same for any number of heads: two at a time, so that what is cut out of a row serves both. */
-#define BY_HEADS(call)                           \
-    do {                                         \
-        int64_t r = 0;                           \
-        for (; r + 2 <= shared; r += 2) call(2); \
-        if (r < shared) call(1);                 \
+#define BY_HEADS(call)                               \
+    do {                                             \
+        int64_t r = 0;                               \
+        for (; r + 2 <= shared; r += 2) { call(2); } \
+        if (r < shared) { call(1); }                 \
     } while (0)
 
 /* One key-value head and all query heads that share it: every key and value is read from memory once. The softmax is kept
  * running: `peak` is the largest score so far, and what was summed under a smaller one is scaled down when it grows. */
-INLINE void attend_typed(const int type, const struct attend_job *job, int64_t head) {
+INLINE void attend_typed(const int type, const struct attend_job *job, int64_t head, const struct code_steps *steps) {
     const int64_t shared = job->heads / job->kv_heads, dim = job->dim, groups = (dim + GROUP - 1) / GROUP, padded = groups * GROUP;
     const int64_t bytes = dim * size_of(type);
     const char *keys = (const char *)job->keys + head * job->key_stride * size_of(type);
@@ -704,10 +736,14 @@ INLINE void attend_typed(const int type, const struct attend_job *job, int64_t h
     const uint16_t *value_scales = type == INT8 ? job->value_scales + head * job->value_scale_stride : NULL;
     ALIGNED float q[MOST_SHARED * MOST_DIM], sum[MOST_SHARED * MOST_DIM];
     float score[MOST_SHARED][POSITIONS], peak[MOST_SHARED], total[MOST_SHARED];
+    ALIGNED int16_t q_codes[MOST_SHARED][MOST_DIM], codes[2][MOST_DIM / GROUP][POSITIONS]; /* of INT8 */
+    float q_scales[MOST_SHARED], worth[2][MOST_DIM / GROUP];
     memset(q, 0, (size_t)(shared * padded) * 4);
     memset(sum, 0, (size_t)(shared * padded) * 4);
     for (int64_t r = 0; r < shared; r++) {
-        for (int64_t i = 0; i < dim; i++) q[r * padded + place(type, i)] = job->q[(head * shared + r) * dim + i] * job->scale;
+        const float *own = job->q + (head * shared + r) * dim;
+        if (type == INT8) q_scales[r] = query_codes(own, dim, job->scale, q_codes[r]);
+        else for (int64_t i = 0; i < dim; i++) q[r * padded + place(type, i)] = own[i] * job->scale;
         peak[r] = -INFINITY;
         total[r] = 0;
     }
@@ -715,7 +751,9 @@ INLINE void attend_typed(const int type, const struct attend_job *job, int64_t h
         int64_t count = least(POSITIONS, job->positions - first);
         struct span k = {keys + first * bytes, type == INT8 ? key_scales + first * groups : NULL, count, dim, groups};
         struct span v = {values + first * bytes, type == INT8 ? value_scales + first * groups : NULL, count, dim, groups};
-#define SCORE(heads) score_span(type, heads, &k, q + r * padded, score + r)
+#define SCORE(heads)                                                                                           \
+    if (type == INT8) steps->score(heads, &k, (const int16_t(*)[MOST_DIM])q_codes + r, q_scales + r, score + r); \
+    else score_span(type, heads, &k, q + r * padded, score + r)
         BY_HEADS(SCORE);
 #undef SCORE
         for (int64_t r = 0; r < shared; r++) {
@@ -737,7 +775,12 @@ INLINE void attend_typed(const int type, const struct attend_job *job, int64_t h
                 for (int i = 0; i < 8; i++) part[i] += score[r][s + i];
             for (int i = 0; i < 8; i++) total[r] += part[i];
         }
-#define ADD(heads) add_span(type, heads, &v, score + r, sum + r * padded)
+#define ADD(heads)                                                                                                           \
+    if (type == INT8) {                                                                                                      \
+        for (int i = 0; i < heads; i++) weight_codes(&v, score[r + i], codes[i], worth[i]);                                  \
+        steps->add(heads, &v, (const int16_t(*)[MOST_DIM / GROUP][POSITIONS])codes, (const float(*)[MOST_DIM / GROUP])worth, \
+                   sum + r * padded);                                                                                        \
+    } else add_span(type, heads, &v, score + r, sum + r * padded)
         BY_HEADS(ADD);
 #undef ADD
     }
@@ -745,18 +788,53 @@ INLINE void attend_typed(const int type, const struct attend_job *job, int64_t h
         for (int64_t i = 0; i < dim; i++) job->out[(head * shared + r) * dim + i] = sum[r * padded + place(type, i)] / total[r];
 }
 
-INLINE void attend_part(const void *context, int64_t head) {
+INLINE void attend_part(const void *context, int64_t head, const struct code_steps *steps) {
     const struct attend_job *job = context;
-    if (job->type == FLOAT32) attend_typed(FLOAT32, job, head);
-    else if (job->type == BFLOAT16) attend_typed(BFLOAT16, job, head);
-    else attend_typed(INT8, job, head);
+    if (job->type == FLOAT32) attend_typed(FLOAT32, job, head, NULL);
+    else if (job->type == BFLOAT16) attend_typed(BFLOAT16, job, head, NULL);
+    else attend_typed(INT8, job, head, steps);
 }
 
-#define EACH_TARGET(name, target)                                                                          \
+static void score_codes(int heads, const struct span *keys, const int16_t (*q)[MOST_DIM], const float *q_scales,
+                        float (*score)[POSITIONS]) {
+    char copy[MOST_DIM] = {0};
+    for (int64_t s = 0; s < keys->count; s++) {
+        const int8_t *row = (const int8_t *)whole_row(keys->rows + s * keys->dim, keys->dim, 1, copy);
+        for (int r = 0; r < heads; r++) {
+            float8s sum = {0};
+            for (int64_t g = 0; g < keys->groups; g++) {
+                const int8_t *k = row + g * GROUP;
+                const int16_t *with = q[r] + g * GROUP;
+                float scale = from_float16(keys->scales[s * keys->groups + g]);
+                for (int i = 0; i < 8; i++) {
+                    int32_t low = with[2 * i] * k[2 * i] + with[2 * i + 1] * k[2 * i + 1];
+                    int32_t high = with[2 * i + 16] * k[2 * i + 16] + with[2 * i + 17] * k[2 * i + 17];
+                    sum[i] += (float)(low + high) * scale;
+                }
+            }
+            score[r][s] = sum_of(&sum) * q_scales[r];
+        }
+    }
+}
+
+static void add_codes(int heads, const struct span *values, const int16_t (*codes)[MOST_DIM / GROUP][POSITIONS],
+                      const float (*worth)[MOST_DIM / GROUP], float *sum) {
+    for (int r = 0; r < heads; r++)
+        for (int64_t i = 0; i < values->dim; i++) {
+            int32_t all = 0;
+            for (int64_t s = 0; s < values->count; s++)
+                all += codes[r][i / GROUP][s] * ((const int8_t *)values->rows)[s * values->dim + i];
+            sum[r * values->groups * GROUP + i] += (float)all * worth[r][i / GROUP];
+        }
+}
+
+static const struct code_steps any_steps = {score_codes, add_codes};
+
+#define EACH_TARGET(name, target, steps)                                                                   \
     target static void quantise_##name(const void *job, int64_t part) { quantise_part(job, part); }        \
     target static void pack_##name(const void *job, int64_t part) { pack_part(job, part); }                \
     target static void product_##name(const void *job, int64_t part) { product_part(job, part); }          \
-    target static void attend_##name(const void *job, int64_t part) { attend_part(job, part); }            \
+    target static void attend_##name(const void *job, int64_t part) { attend_part(job, part, &steps); }    \
     target static void cache_##name(const void *job, int64_t part) { cache_part(job, part); }              \
     target static void turn_##name(const void *job, int64_t part) { turn_part(job, part); }
 
@@ -804,7 +882,7 @@ static void tile4_portable(const uint8_t *codes, const uint16_t *scales, int64_t
                            const int32_t *a_sums, int width, float *out) {
     tile_portable(4, codes, scales, groups, a, a_scales, a_sums, width, out);
 }
-EACH_TARGET(portable, )
+EACH_TARGET(portable, , any_steps)
 
 /* The vector tiles below are written for a number of rows the compiler knows, so that their sums stay in registers; this
  * walks a tile of any width in steps of four, two and one. */
@@ -824,6 +902,81 @@ INLINE int32_t four_bytes(const int8_t *a) { int32_t x; memcpy(&x, a, 4); return
 
 /* How far ahead of the product the weights are asked for; two pages hide the memory's delay behind one row's work. */
 enum { AHEAD = 4096 };
+
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+
+/* ---------------------------------------------------------------- a cache of 8 bits: AVX2 (and AVX-512) */
+
+AVX2 INLINE void score_heads(const int heads, const struct span *keys, const int16_t (*q)[MOST_DIM], const float *q_scales,
+                             float (*score)[POSITIONS]) {
+    char copy[MOST_DIM] = {0};
+    float scales[POSITIONS * MOST_DIM / GROUP];
+    for (int64_t i = 0; i < keys->count * keys->groups; i++) scales[i] = from_float16(keys->scales[i]);
+    for (int64_t s = 0; s < keys->count; s++) {
+        fetch_ahead(keys->rows + s * keys->dim, keys->dim);
+        const char *row = whole_row(keys->rows + s * keys->dim, keys->dim, 1, copy);
+        __m256 sum[2];
+        UNROLL for (int r = 0; r < heads; r++) sum[r] = _mm256_setzero_ps();
+        for (int64_t g = 0; g < keys->groups; g++) {
+            __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + g * GROUP)));
+            __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + g * GROUP + 16)));
+            __m256 scale = _mm256_set1_ps(scales[s * keys->groups + g]);
+            UNROLL for (int r = 0; r < heads; r++) {
+                const __m256i *with = (const __m256i *)(q[r] + g * GROUP);
+                __m256i both = _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_load_si256(with)),
+                                                _mm256_madd_epi16(high, _mm256_load_si256(with + 1)));
+                sum[r] = _mm256_add_ps(sum[r], _mm256_mul_ps(_mm256_cvtepi32_ps(both), scale));
+            }
+        }
+        UNROLL for (int r = 0; r < heads; r++) score[r][s] = sum_of((const float8s *)(sum + r)) * q_scales[r];
+    }
+}
+
+AVX2 INLINE void add_heads(const int heads, const struct span *values, const int16_t (*codes)[MOST_DIM / GROUP][POSITIONS],
+                           const float (*worth)[MOST_DIM / GROUP], float *sum) {
+    const int64_t dim = values->dim, padded = values->groups * GROUP;
+    char copies[2][MOST_DIM] = {{0}};
+    static const char none[MOST_DIM];
+    for (int64_t g = 0; g < values->groups; g++) {
+        __m256i all[2][4];
+        UNROLL for (int i = 0; i < 4 * heads; i++) all[i / 4][i % 4] = _mm256_setzero_si256();
+        for (int64_t s = 0; s < values->count; s += 2) {
+            const char *row = values->rows + s * dim, *next = s + 1 < values->count ? row + dim : none;
+            if (g == 0) fetch_ahead(row, 2 * dim);
+            if (dim % GROUP) row = whole_row(row, dim, 1, copies[0]), next = next == none ? none : whole_row(next, dim, 1, copies[1]);
+            __m256i a = _mm256_loadu_si256((const __m256i *)(row + g * GROUP));
+            __m256i b = _mm256_loadu_si256((const __m256i *)(next + g * GROUP));
+            __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b), v[4];
+            v[0] = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(low)), v[1] = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(high));
+            v[2] = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(low, 1)), v[3] = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(high, 1));
+            UNROLL for (int r = 0; r < heads; r++) {
+                int32_t pair;
+                memcpy(&pair, codes[r][g] + s, 4);
+                UNROLL for (int i = 0; i < 4; i++)
+                    all[r][i] = _mm256_add_epi32(all[r][i], _mm256_madd_epi16(v[i], _mm256_set1_epi32(pair)));
+            }
+        }
+        UNROLL for (int i = 0; i < 4 * heads; i++) {
+            float *to = sum + i / 4 * padded + g * GROUP + i % 4 * 8;
+            __m256 one = _mm256_set1_ps(worth[i / 4][g]);
+            _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), _mm256_mul_ps(_mm256_cvtepi32_ps(all[i / 4][i % 4]), one)));
+        }
+    }
+}
+
+AVX2 static void score_codes_avx2(int heads, const struct span *keys, const int16_t (*q)[MOST_DIM], const float *q_scales,
+                                  float (*score)[POSITIONS]) {
+    if (heads == 2) score_heads(2, keys, q, q_scales, score);
+    else score_heads(1, keys, q, q_scales, score);
+}
+
+AVX2 static void add_codes_avx2(int heads, const struct span *values, const int16_t (*codes)[MOST_DIM / GROUP][POSITIONS],
+                                const float (*worth)[MOST_DIM / GROUP], float *sum) {
+    if (heads == 2) add_heads(2, values, codes, worth, sum);
+    else add_heads(1, values, codes, worth, sum);
+}
+
+static const struct code_steps avx2_steps = {score_codes_avx2, add_codes_avx2};
 
 /* ---------------------------------------------------------------- tiles: AVX-512 with VNNI
  *
@@ -877,7 +1030,7 @@ AVX512 INLINE void tile_avx512(const int bits, const int count, const uint8_t *c
     }
 WIDTHS(tile8_avx512, 8)
 WIDTHS(tile4_avx512, 4)
-EACH_TARGET(avx512, AVX512)
+EACH_TARGET(avx512, AVX512, avx2_steps)
 
 /* ---------------------------------------------------------------- tiles: AVX2
  *
@@ -886,7 +1039,6 @@ EACH_TARGET(avx512, AVX512)
  * 255 * 127 * 2 does not fit, so the sign moves over to the activation, and |q| a, at most 127 * 127 * 2 = 32258, fits.
  * (Two times four bits instead, low + 16 * high, was no faster on Zen 4.)
  */
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
 
 /* Keep a sum where it is: left alone, gcc adds the eight quads up as a tree and spills its leaves, at half the speed. */
 #define HOLD(x) __asm__("" : "+x"(x))
@@ -935,7 +1087,7 @@ AVX2 INLINE void tile_avx2(const int bits, const int count, const uint8_t *codes
 }
 WALK(tile8_avx2, AVX2, tile_avx2, 8)
 WALK(tile4_avx2, AVX2, tile_avx2, 4)
-EACH_TARGET(avx2, AVX2)
+EACH_TARGET(avx2, AVX2, avx2_steps)
 
 /* Eight bits for many tiles. Moving the sign (psignb) has two of the four vector units to choose from, which the products
  * want as well; an exclusive or has all four. a ^ -1 is -a - 1, so with s = -1 where q < 0 and 0 elsewhere
@@ -1045,7 +1197,7 @@ DOTPROD INLINE void tile_dotprod(const int bits, const int count, const uint8_t 
 }
 WALK(tile8_dotprod, DOTPROD, tile_dotprod, 8)
 WALK(tile4_dotprod, DOTPROD, tile_dotprod, 4)
-EACH_TARGET(dotprod, DOTPROD)
+EACH_TARGET(dotprod, DOTPROD, any_steps)
 #endif
 
 /* ---------------------------------------------------------------- the choice of a path */

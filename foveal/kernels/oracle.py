@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 GROUP, LANES, TILE = 32, 16, 8
+SPAN = 64  # positions of a cache of 8 bits whose weights are rounded together
 BLOCK_BYTES = {8: 512, 4: 256}
 PLACES = {8: (127.0, 125.0, 123.0), 4: (-8.0, -7.6, -7.2)}
 
@@ -168,6 +169,30 @@ def attend(q: Array, keys: Array, values: Array, scale: float) -> Array:
     weight = np.exp(score - score.max(-1, keepdims=True))
     out = weight / weight.sum(-1, keepdims=True) @ values.astype(np.float64)
     return out.reshape(q.shape).astype(np.float32)
+
+
+def attend_cache(q: Array, keys: tuple[Array, Array], values: tuple[Array, Array], scale: float) -> Array:
+    """The same over a cache of 8 bits, each codes (G, S, H) and scales: rounded where the kernels round, in float64 between.
+
+    A query becomes 16-bit codes, and so do the weights of SPAN positions, times the scales of a group of their values.
+    """
+    most = np.abs(q).max(-1, keepdims=True).astype(np.float64)
+    q = np.rint(q / np.where(most > 0, most, 1) * 32767) * most / 32767
+    groups, positions, dim = keys[0].shape
+    grouped = q.reshape(groups, -1, dim)
+    score = grouped @ unpack_cache(*keys).astype(np.float64).swapaxes(1, 2) * scale
+    share = np.exp(score - score.max(-1, keepdims=True))
+    out = np.zeros(grouped.shape)
+    codes, scales = values[0].astype(np.float64), values[1].astype(np.float64)
+    for start in range(0, positions, SPAN):
+        part = slice(start, start + SPAN)
+        for g in range(scales.shape[-1]):
+            weight = share[..., part] * scales[:, None, part, g]
+            most = weight.max(-1, keepdims=True)
+            weight = np.rint(weight / np.where(most > 0, most, 1) * 32767) * most / 32767
+            of = slice(g * GROUP, (g + 1) * GROUP)
+            out[..., of] += weight @ codes[:, part, of]
+    return (out / share.sum(-1, keepdims=True)).reshape(q.shape).astype(np.float32)
 
 
 def quantise_cache(x: Array) -> tuple[Array, Array]:

@@ -342,10 +342,27 @@ def test_attend(kind: str, dims: tuple[int, int, int, int]) -> None:
         keys, values = k[:, :positions], v[:, :positions]
     got = kernels.attend(torch.from_numpy(q), keys, values, **scales).numpy()
     if kind == "int8":
-        wide = [oracle.unpack_cache(c.numpy(), s.numpy()) for c, s in zip((keys, values), scales.values(), strict=True)]
+        narrow = [(c.numpy(), s.numpy()) for c, s in zip((keys, values), scales.values(), strict=True)]
+        np.testing.assert_allclose(got, oracle.attend_cache(q, *narrow, dim**-0.5), rtol=1e-4, atol=6e-5)
+        wide, near = [oracle.unpack_cache(*part) for part in narrow], {"rtol": 0, "atol": 4e-4}
     else:
-        wide = [x.float().numpy() for x in (keys, values)]
-    np.testing.assert_allclose(got, oracle.attend(q, *wide, dim**-0.5), rtol=1e-4, atol=1e-5)
+        wide, near = [x.float().numpy() for x in (keys, values)], {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(got, oracle.attend(q, *wide, dim**-0.5), **near)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 100.0])
+def test_attend_to_8_bits_of_any_size_gives_the_same_bits_on_every_path(size: float) -> None:
+    """Channels of unlike sizes, a peak, equal scores; values too small for a scale become zero."""
+    q, keys, values = normal(6, 96), normal(2, 333, 96, seed=1), normal(2, 333, 96, seed=2) * np.float32(size)
+    keys[:, 7] = q[::3] * 5
+    keys[:, 130:190] = 0
+    keys[..., 3] *= 40
+    (k, ks), (v, vs) = (kernels.quantise_cache(x) for x in (keys, values))
+    got = kernels.attend(q, k, v, key_scales=ks, value_scales=vs)
+    want = oracle.attend_cache(q, (k, ks), (v, vs), 96**-0.5)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * max(np.abs(want).max(), 1e-38))
+    kernels.use_path("portable")
+    assert np.array_equal(kernels.attend(q, k, v, key_scales=ks, value_scales=vs), got)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
