@@ -22,7 +22,7 @@
 #define _GNU_SOURCE
 #include "common.h"
 
-enum { KEYS = 128, ROWS = 24, TALL = 6, PANEL = 16, FOUR = 32, AHEAD = 8, MOST_DIM = 256 }; /* TALL: rows of a register tile */
+enum { KEYS = 128, ROWS = 24, TALL = 6, PANEL = 16, FOUR = 32, AHEAD = 8 }; /* TALL: rows of a register tile */
 
 struct frames_job {
     const float *q;               /* rows of heads side by side, (P, heads, dim), `stride` from row to row */
@@ -316,10 +316,6 @@ static void attend_portable(const void *job, int64_t part) { attend_rows(job, pa
  * product. No fused multiply-add: the same bits as above, and Zen 3 adds and multiplies in units of their own.
  */
 #if defined(__x86_64__)
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
-
-/* Keep a sum where it is: left alone, gcc reorders integer additions and spills. */
-#define HOLD(x) __asm__("" : "+x"(x))
 
 AVX2 INLINE void dot_rows(const int rows, const int16_t *a, int64_t stride, const int16_t *panel, int64_t pairs, __m256i (*sum)[2]) {
     UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();

@@ -18,6 +18,19 @@
 #define ALIGNED __attribute__((aligned(64)))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Instruction sets: a function with one of these is compiled for it, and called where the machine has it. */
+#if defined(__x86_64__)
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+/* Keep a sum where it is: left alone, gcc adds integers up as a tree and spills its leaves, at half the speed. */
+#define HOLD(x) __asm__("" : "+x"(x))
+#elif defined(__aarch64__) && defined(__clang__)
+#define DOTPROD __attribute__((target("dotprod")))
+#elif defined(__aarch64__)
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+
+enum { GROUP = 32 }; /* numbers that share a scale */
 enum { DONE = 0, NOT_FINITE = 1, TOO_LARGE = 2, BAD_ARGUMENT = 3 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };
 
@@ -89,5 +102,35 @@ void run(part_fn *fn, const void *job, int64_t parts);
 
 /* The instruction set in use: 0 is portable C, 1 on x86 AVX2, 2 AVX-512 (which has AVX2 as well); elsewhere Arm's. */
 EXPORT int foveal_get_path(void);
+
+/* ---------------------------------------------------------------- the cache of keys and values (cache.c)
+ *
+ * Jobs of one sequence and layer; strides are in elements. A part of the first is a key-value head, of the second CACHE_ROWS
+ * rows of a head.
+ */
+
+enum { MOST_SHARED = 32, MOST_DIM = 256, CACHE_ROWS = 64 };
+
+struct attend_job {
+    const float *q;
+    const void *keys, *values;
+    const uint16_t *key_scales, *value_scales;
+    int type;
+    int64_t heads, kv_heads, positions, dim, key_stride, value_stride, key_scale_stride, value_scale_stride;
+    float scale;
+    float *out;
+};
+
+struct cache_job {
+    const float *x;
+    int64_t rows, heads, dim, row_stride, head_stride;
+    int8_t *codes;
+    uint16_t *scales;
+    int64_t code_stride, scale_stride;
+    atomic_int *status;
+};
+
+void attend_head(const void *job, int64_t kv_head);
+void quantise_cache(const void *job, int64_t part);
 
 #endif

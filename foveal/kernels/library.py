@@ -21,7 +21,7 @@ from pathlib import Path
 from foveal.errors import FovealError
 
 SOURCE = Path(__file__).with_name("foveal_kernels.c")
-SOURCES = (SOURCE, SOURCE.with_name("attention.c"))
+SOURCES = (SOURCE, *(SOURCE.with_name(name) for name in ("attention.c", "cache.c")))
 # No flag for an instruction set: the source compiles its loops for each and asks the processor. Without contraction every
 # path rounds alike.
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
