@@ -138,6 +138,7 @@ def compared(plain: Pipeline, packed: dict[str, Pipeline], count: int) -> dict[s
 
 # What is rounded: the name of the part, its tensors, to how many bits. Activations are always rounded to 8.
 PARTS = {
+    "everything": (r".*", 8),
     "encoder": (r"visual\..*", 8),
     "decoder layers": (r"language_model\.layers\..*", 8),
     "embeddings and head": (r"language_model\.embed_tokens\..*", 8),

@@ -619,6 +619,31 @@ def evaluation() -> Figure:
     return figure
 
 
+def studies() -> Figure:
+    """Draw the studies of bench/studies.py: how arms learned, and how far each is from the released one, with intervals."""
+    reading = json.loads(max(RESULTS.glob("*-studies.json")).read_text())
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.4), layout="constrained", width_ratios=(1, 1, 1.4))
+    colours = {"released": INK, "timestamp tokens": AXES[0], "blocked M-RoPE": AXES[2], "no taps": AXES[2], "taps spread": AXES[1]}
+    for panel, world in zip(axes, ("clips", "pictures"), strict=False):
+        for name, arm in reading["arms"].items():
+            if any(exam.startswith(world) for exam in arm["exams"]):
+                short = name.split(",")[0]
+                for i, curve in enumerate(arm["curve"]):
+                    steps, right = zip(*curve, strict=True)
+                    panel.plot(steps, np.array(right) * 100, color=colours[short], lw=1, label=short if i == 0 else None)
+        panel.set(xlabel="step", ylabel="% of answers, every token right", title=f"learning about {world}", ylim=(0, 101))
+        panel.legend(frameon=False, fontsize=7)
+    rows = [row for row in reading["differences"] if len(row["groups"]) > 1 or row["groups"] == ["small text"]]
+    for y, row in enumerate(rows[::-1]):
+        axes[2].plot([100 * row["low"], 100 * row["high"]], [y, y], color=colours[row["second"]], lw=2)
+        axes[2].plot([100 * each for each in row["by_seed"]], [y] * len(row["by_seed"]), "o", ms=3, color=INK)
+    axes[2].axvline(0, color=INK, lw=0.8, ls=":")
+    names = [f"{row['second']}: {row['exam']}" + (", small text" if row["groups"] == ["small text"] else "") for row in rows]
+    axes[2].set_yticks(range(len(rows)), names[::-1], fontsize=7)
+    axes[2].set(xlabel="points less released; dots are seeds", title="difference, 95 % over questions")
+    return figure
+
+
 def engine() -> Figure:
     """Run requests that arrive one after another through the engine, and draw what each step did for whom."""
     from foveal.engine import Engine, Settings

@@ -21,9 +21,10 @@
  * multiplication by both scales into float32 sums. Each output is made by one thread in one order: the number of threads
  * cannot change a bit.
  *
- * The file in order: numbers, the pool of threads, loops any compiler can vectorise (written once, compiled for each
- * instruction set), tiles by hand for each instruction set, the choice among them, the exported functions, and one of
- * these that calls the others: a step of decoding.
+ * The file in order: the pool of threads, loops any compiler can vectorise (written once, compiled for each instruction
+ * set), tiles by hand for each instruction set, the choice among them, the exported functions, and one of these that calls
+ * the others: a step of decoding. Beside it: numbers and what is shared (common.h), the cache and one token's attention to
+ * it (cache.c), the attention of many queries (attention.c).
  */
 #define _GNU_SOURCE
 #include "common.h"
