@@ -623,7 +623,13 @@ def studies() -> Figure:
     """Draw the studies of bench/studies.py: how arms learned, and how far each is from the released one, with intervals."""
     reading = json.loads(max(RESULTS.glob("*-studies.json")).read_text())
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.4), layout="constrained", width_ratios=(1, 1, 1.4))
-    colours = {"released": INK, "timestamp tokens": AXES[0], "blocked M-RoPE": AXES[2], "no taps": AXES[2], "taps spread": AXES[1]}
+    colours = {
+        "released": INK,
+        "timestamp tokens": AXES[0],
+        "blocked M-RoPE": AXES[2],
+        "no taps": AXES[2],
+        "taps spread": AXES[1],
+    }
     for panel, world in zip(axes, ("clips", "pictures"), strict=False):
         for name, arm in reading["arms"].items():
             if any(exam.startswith(world) for exam in arm["exams"]):

@@ -103,7 +103,10 @@ class Engine:
         stream = Stream(job, self)
         weakref.finalize(stream, _forgotten, weakref.ref(self), job.number).atexit = False
         if callable(request.prompt):
-            self._workers.submit(self._prepare, job)
+            try:
+                self._workers.submit(self._prepare, job)
+            except RuntimeError:  # closed meanwhile
+                raise EngineError("the engine is closed") from None
         else:
             self._prepare(job)
         return stream

@@ -90,6 +90,8 @@ class Jobs:
         if job is None or job.done:
             return
         self._metrics.requests["cancelled"] += 1
+        for index in range(len(job.samples), job.request.n):  # cancelled before it was known how the prompt looks
+            job.outbox.put(Delta(index, (), (), (), "cancelled"))
         for sample in job.samples:
             if sample.reply.finish_reason is None:
                 pieces = tuple(sample.reply.flush())

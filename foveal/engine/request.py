@@ -42,10 +42,12 @@ class Request:
     speculate: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= MOST_SAMPLES:
+        if not isinstance(self.n, int) or not 1 <= self.n <= MOST_SAMPLES:
             raise PromptError(f"n is {self.n}; expected 1 to {MOST_SAMPLES} replies")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_ALTERNATIVES:
+        if self.logprobs is not None and not (isinstance(self.logprobs, int) and 0 <= self.logprobs <= MOST_ALTERNATIVES):
             raise PromptError(f"logprobs is {self.logprobs}; expected 0 to {MOST_ALTERNATIVES} alternatives, or None")
+        if not isinstance(self.salt, str):
+            raise PromptError(f"salt is a {type(self.salt).__name__}; a text is needed, empty for none")
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,10 @@ class Stream:
         """Return all replies, reading what is left of them. Raise the request's error."""
         for _ in self:
             pass
-        return tuple(sample.answer() for sample in self._job.samples)
+        # A request may be cancelled before it is known how its prompt looks: its replies are empty then.
+        unsaid = Answer("", None, "cancelled", (), Stats(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0))
+        said = [sample.answer() for sample in self._job.samples]
+        return (*said, *[unsaid] * (self._job.request.n - len(said)))
 
     @property
     def answer(self) -> Answer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from foveal.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,3 +30,17 @@ class Settings:
     speculation: Literal["auto", "always", "never"] = "auto"
     prefix_caching: bool = True
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what no engine could work with."""
+        for name in ("block_size", "max_running", "max_waiting", "step_tokens", "workers"):
+            self._require(getattr(self, name) >= 1, name, "1 or more")
+        for name in ("memory_bytes", "num_blocks"):
+            self._require(getattr(self, name) is None or getattr(self, name) >= 1, name, "1 or more, or None")
+        self._require(self.vision_bytes is None or self.vision_bytes >= 0, "vision_bytes", "0 or more, or None")
+        self._require(self.slowdown is None or self.slowdown >= 1, "slowdown", "1 or more, or None")
+        self._require(self.speculation in ("auto", "always", "never"), "speculation", "auto, always or never")
+
+    def _require(self, condition: bool, name: str, expected: str) -> None:
+        if not condition:
+            raise ConfigError(f"the engine's {name} is {getattr(self, name)!r}; expected {expected}")

@@ -142,7 +142,7 @@ def _parts(text: str, shelf: _Shelf) -> str | list[dict[str, Any]]:
 def _filled(part: Any, shelf: _Shelf) -> Any:
     """Give a bare picture or clip of a list of parts the next of those beside the messages."""
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in _KEYS and isinstance(part, Mapping) and set(part) <= {"type", "text"}:
+    if isinstance(kind, str) and kind in _KEYS and isinstance(part, Mapping) and set(part) <= {"type", "text"}:
         return shelf.take(kind)
     # Some writers fill every key of every part, most of them with null.
     return {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part

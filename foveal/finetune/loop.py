@@ -124,8 +124,14 @@ class Tuner:
         self._stopping = True
 
     def save(self) -> None:
-        """Write the resumable state of this step, unless that is done, and the picture of the log."""
+        """Write the resumable state of this step, unless that is done, and the picture of the log.
+
+        Raise DivergenceError, and keep the last state, where weights are not finite.
+        """
         if self.saved_step != self.step:
+            if damaged := self.optimiser.damaged():
+                some = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
+                raise DivergenceError(self._where(f"the last step made weights that are not finite, {some}", []))
             run = {
                 "step": self.step, "cursor": asdict(self.cursor), "done": self.done, "mean_loss": self.mean_loss,
                 "lowest_loss": self.lowest_loss if math.isfinite(self.lowest_loss) else None, "elapsed_s": self.elapsed_s,

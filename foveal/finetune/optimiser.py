@@ -77,6 +77,11 @@ class Optimiser(Masters):
         self.adam.zero_grad()
         return norm
 
+    @torch.no_grad()
+    def damaged(self) -> list[str]:
+        """Name the weights that are no longer finite: a step whose gradient was finite can still have thrown them there."""
+        return [name for name, master in self.masters.items() if not bool(torch.isfinite(whole(master.sum())).item())]
+
     def room(self, names: Collection[str]) -> dict[str, Tensor]:
         """Make tensors of any values for those of `names` that a resume of this optimiser needs, divided as its weights are."""
         out: dict[str, Tensor] = {}

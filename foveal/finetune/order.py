@@ -16,8 +16,6 @@ from foveal.errors import ConfigError, DataError
 from foveal.finetune.samples import Sample, SampleReader
 from foveal.finetune.sources import Source, draws
 
-Record = tuple[int, int]  # source, index
-
 
 @dataclass(frozen=True)
 class Cursor:
@@ -37,15 +35,19 @@ class Packed:
     done: float
 
 
-def epoch_order(sources: Sequence[Source], seed: int, epoch: int) -> list[Record]:
-    """Shuffle what an epoch takes of all sources. A source that gives only a part gives another one every epoch."""
+def epoch_order(sources: Sequence[Source], seed: int, epoch: int) -> np.ndarray:
+    """Shuffle what an epoch takes of all sources: (N, 2) int64, source and index.
+
+    A source that gives only a part gives another one every epoch.
+    """
     rng = np.random.default_rng([seed, epoch])
-    records: list[Record] = []
+    parts = []
     for number, (source, count) in enumerate(zip(sources, draws(sources), strict=True)):
         whole, part = divmod(count, len(source))
-        chosen = [*range(len(source))] * whole + rng.permutation(len(source))[:part].tolist()
-        records += [(number, index) for index in chosen]
-    return [records[i] for i in rng.permutation(len(records))]
+        chosen = np.concatenate([np.tile(np.arange(len(source)), whole), rng.permutation(len(source))[:part]])
+        parts.append(np.stack([np.full(len(chosen), number), chosen], axis=1))
+    records = np.concatenate(parts)
+    return records[rng.permutation(len(records))]
 
 
 def batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | None, rng: np.random.Generator) -> list[list[int]]:
@@ -89,6 +91,7 @@ class Stream:
         self.size = sum(draws(sources))
         self.total = None if epochs is None else max(1, round(epochs * self.size))
         self._told: set[str] = set()
+        self._order: tuple[int, np.ndarray] | None = None  # of the epoch that was asked for last
 
     def start(self, cursor: Cursor) -> Generator[Packed, None, None]:
         """Yield what comes after a cursor. Raise DataError when a whole epoch holds nothing that can be learned from."""
@@ -111,12 +114,14 @@ class Stream:
                 pool.shutdown(cancel_futures=True)
 
     def _ask(self, pool: ThreadPoolExecutor, at: Cursor) -> tuple[Cursor, list[Future[Sample]]] | None:
-        records = epoch_order(self.sources, self.seed, at.epoch)[at.window * self.window :][: self.window]
+        if self._order is None or self._order[0] != at.epoch:  # of millions it takes a second: once an epoch
+            self._order = at.epoch, epoch_order(self.sources, self.seed, at.epoch)
+        records = self._order[1][at.window * self.window :][: self.window]
         if self.total is not None:
             records = records[: max(0, self.total - at.epoch * self.size - at.window * self.window)]
-        if not records:
+        if not len(records):
             return None
-        return at, [pool.submit(self.reader, self.sources[source], index) for source, index in records]
+        return at, [pool.submit(self.reader, self.sources[source], index) for source, index in records.tolist()]
 
     def _next(self, at: Cursor, count: int) -> Cursor:
         ended = at.window * self.window + count >= self.size

@@ -29,6 +29,10 @@ def new_tuner(
 
     Under torchrun the processes it started meet first.
     """
+    try:
+        torch.device(settings.device)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {settings.device!r}; use cpu, cuda, cuda:1, ...") from error
     directory = model_folder(settings.model)
     if settings.output.resolve() == directory.resolve():
         raise ConfigError(f"output is {settings.output}, the checkpoint itself; name another folder")

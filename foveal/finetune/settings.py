@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
@@ -113,6 +114,13 @@ class TuneSettings:
         _require(bool(self.data), "there is no data; name at least one source")
         for name in ("vision", "merger", "language", "weight_decay", "balance", "divergence", "floor", "warmup"):
             _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("vision", "merger", "language", "weight_decay", "balance", "divergence", "clip"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) or name == "clip", f"{name} is {value}; expected a number that is finite")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas), f"betas is {list(self.betas)}; expected two of at least 0 and below 1"
+        )
+        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected 0 or more, and less than 2^63")
         _require(self.vision + self.merger + self.language > 0, "vision, merger and language are all 0: nothing would learn")
         _require(self.warmup < 1 and self.floor <= 1, f"warmup {self.warmup} and floor {self.floor} are shares, at most 1")
         _require(self.steps is None or self.epochs is None, "steps and epochs are both given; one of them ends the run")

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from foveal.batch import Batch, VisionTokens
-from foveal.engine import BusyError, CapacityError, Engine, EngineError, Request
+from foveal.engine import BusyError, CapacityError, Engine, EngineError, Request, Settings
 from foveal.engine.process import SWITCH_S
-from foveal.errors import ContextError, MediaError, PromptError
+from foveal.errors import ConfigError, ContextError, MediaError, PromptError
 from foveal.processor import Request as Prompt
 from foveal.sampler import Sampling
 from tests.engine.tools import GREEDY, assert_no_trace, check, engine, media, oracle, pipeline, prompt, prompts, settle
@@ -231,6 +231,50 @@ def test_a_stream_nobody_holds_is_cancelled(one: Engine) -> None:
     one.step()
     assert one.metrics.requests["cancelled"] == 1
     assert_no_trace(one)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_request_cancelled_before_its_prompt_is_ready_has_empty_replies(background: bool) -> None:
+    wait = threading.Event()
+
+    def slow() -> Prompt:
+        wait.wait(10)
+        return prompt()
+
+    with engine(background=background) as made:
+        stream = made.submit(Request(slow, GREEDY, n=3))
+        stream.cancel()
+        wait.set()
+        deltas = list(stream)
+        assert [(delta.index, delta.finish_reason) for delta in deltas] == [(i, "cancelled") for i in range(3)]
+        assert [(answer.text, answer.finish_reason) for answer in stream.answers] == [("", "cancelled")] * 3
+        settle(made)
+        assert_no_trace(made)
+
+
+def test_settings_and_requests_that_cannot_work_are_refused() -> None:
+    for name in ("block_size", "max_running", "max_waiting", "step_tokens", "workers", "memory_bytes", "num_blocks"):
+        with pytest.raises(ConfigError, match=f"the engine's {name} is 0; expected 1 or more"):
+            Settings(**{name: 0})
+    for options in ({"slowdown": 0.5}, {"vision_bytes": -1}, {"speculation": "sometimes"}):
+        with pytest.raises(ConfigError, match=f"the engine's {next(iter(options))} is "):
+            Settings(**options)  # type: ignore[arg-type]
+    for options, says in (
+        ({"n": 1.5}, "n is 1.5"),
+        ({"logprobs": 2.0}, "logprobs is 2.0"),
+        ({"salt": None}, "salt is a NoneType"),
+    ):
+        with pytest.raises(PromptError, match=says):
+            Request(prompt(), GREEDY, **options)  # type: ignore[arg-type]
+
+
+def test_submitting_while_it_closes_says_that_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of the workers may be shut between the question whether the engine is closed and the work."""
+    made = engine()
+    submit = made._workers.submit
+    monkeypatch.setattr(made._workers, "submit", lambda *work: (made.close(), submit(*work))[1])
+    with pytest.raises(EngineError, match="the engine is closed"):
+        made.submit(Request(prompt, GREEDY))
 
 
 def test_closing_ends_what_runs(one: Engine) -> None:

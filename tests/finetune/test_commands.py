@@ -117,6 +117,7 @@ def test_settings_from_a_file_and_on_top(tmp_path: Path) -> None:
         ("langage=1", "unknown setting langage; did you mean language"), ("steps=x", "steps is 'x'; expected int"),
         ("lora.rank=0", "lora.rank is 0"), ("language=0", "nothing would learn"), ("loss=mean", "loss is 'mean'"),
         ("epochs=2", "steps and epochs are both given"), ("word", "is not an assignment"), ("betas=[0.9]", "betas is"),
+        ("betas=[1.0, 0.9]", "betas is .*below 1"), ("seed=-1", "seed is -1"), ("language=inf", "language is inf"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=says):
             read_settings(tmp_path / "x.toml", {"steps": 3}, [change])

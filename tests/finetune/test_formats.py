@@ -9,6 +9,9 @@ import pytest
 
 from foveal.errors import DataError, FovealError
 from foveal.finetune.formats import read_record
+from foveal.finetune.samples import SampleReader
+from foveal.finetune.sources import open_source
+from tests.finetune.conftest import Write
 
 ROOT = Path("/data")
 PICTURE = {"type": "image", "image": "/data/a.png"}
@@ -95,11 +98,20 @@ def _said(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
         (_said(("human", 5), ("gpt", "y"), video="a.mp4"), r"conversations\[0\] says 5; expected a text"),
         (_said(("human", "<video>x"), ("gpt", "y"), video=7), "'video' holds 7; expected the name of a file"),
         (_said(("human", "<image><image>x"), ("gpt", "y"), images=["a.png", None]), "'images' holds None; expected the name"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": ["assistant"], "content": "y"}]}, "is from "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(record: Any, says: str) -> None:
     with pytest.raises(FovealError, match=says):
         read_record(record, ROOT)
+
+
+@pytest.mark.parametrize("kind", [["image"], {"a": 1}, 3])
+def test_a_part_of_a_kind_that_is_no_word_is_named(kind: Any, reader: SampleReader, write: Write) -> None:
+    parts = [{"type": kind, "image": "1.png"}]
+    record = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "x"}]}
+    with pytest.raises(FovealError, match=r"data\.jsonl:1: .*(type|part)"):
+        reader(open_source(str(write([record]))), 0)
 
 
 def test_errors_are_about_data() -> None:

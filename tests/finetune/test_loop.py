@@ -181,6 +181,15 @@ def test_what_is_not_finite_stops_the_run(tuner: NewTuner) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in _weights(endless.model).items())
 
 
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_weights_that_the_last_step_threw_away_are_not_saved(tuner: NewTuner, save_every: int) -> None:
+    """Its loss and gradient were finite; nobody computes another loss."""
+    run = tuner(steps=1, language=1e38, warmup=0.0, save_every=save_every)
+    with pytest.raises(DivergenceError, match=r"the last step made weights that are not finite, .* there is no checkpoint yet"):
+        run.run()
+    assert state_files.newest(run.settings.output) is None
+
+
 def test_an_evaluation_that_is_not_finite_leaves_the_last_good_state(tuner: NewTuner) -> None:
     data = str(tuner().sources[0].options.path)
     run = tuner(steps=4, save_every=1, eval=(data,), eval_every=2)

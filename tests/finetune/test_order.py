@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveal.errors import ConfigError, DataError
+from foveal.finetune import order
 from foveal.finetune.order import Cursor, Stream, batches, epoch_order
 from foveal.finetune.samples import SampleReader
-from foveal.finetune.sources import SourceOptions, open_source
+from foveal.finetune.sources import Source, SourceOptions, open_source
 from tests.finetune.conftest import Write, mixed
 
 
@@ -40,18 +42,30 @@ def test_an_epoch_takes_each_share_and_other_records_the_next_time(tmp_path: Pat
         (tmp_path / f"{name}.jsonl").write_text("{}\n" * count)
     half = open_source(str(tmp_path / "a.jsonl%50"))
     twice = open_source("b", {"b": SourceOptions(tmp_path / "b.jsonl", share=2.5)})
-    orders = [epoch_order([half, twice], 7, epoch) for epoch in (0, 1, 0)]
+    orders = [[*map(tuple, epoch_order([half, twice], 7, epoch).tolist())] for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
-    for order in orders:
-        taken = [i for source, i in order if source == 0]
-        assert len(order) == 25 and len(set(taken)) == len(taken) == 10
-        assert sorted({order.count((1, i)) for i in range(6)}) == [2, 3]
+    for taken_up in orders:
+        taken = [i for source, i in taken_up if source == 0]
+        assert len(taken_up) == 25 and len(set(taken)) == len(taken) == 10
+        assert sorted({taken_up.count((1, i)) for i in range(6)}) == [2, 3]
     assert {i for s, i in orders[0] if s == 0} != {i for s, i in orders[1] if s == 0}
 
 
 def _stream(reader: SampleReader, write: Write, records: list[Any] | None = None, **changes: Any) -> Stream:
     options: dict[str, Any] = {"seed": 3, "window": 5, "batch_tokens": 150, "epochs": 2.5, "workers": 2}
     return Stream([open_source(str(write(records or mixed(12))))], reader, **options | changes)
+
+
+def test_an_epoch_is_shuffled_once(reader: SampleReader, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of millions of records it takes a second, and a window is 64 of them."""
+    shuffled = list[int]()
+
+    def counted(sources: Sequence[Source], seed: int, epoch: int) -> np.ndarray:
+        shuffled.append(epoch)
+        return epoch_order(sources, seed, epoch)
+
+    monkeypatch.setattr(order, "epoch_order", counted)
+    assert len(list(_stream(reader, write).start(Cursor()))) > 0 and shuffled == [0, 1, 2]
 
 
 def test_every_cursor_takes_up_the_same_stream(reader: SampleReader, write: Write) -> None:
