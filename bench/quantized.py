@@ -10,7 +10,8 @@ activations of a part of it changes. caches: the same of narrower caches, each a
 the same weights with a float32 cache. outliers: one linear of 2048 x 6144 and a
 decoder of 1024 channels whose norms blow a few channels up 20 to 100 times and whose first token is massive, as in real
 decoders; errors are relative to float32, beside 8-bit weights by row with one 7-bit scale a token, the arithmetic of torch's
-dynamic int8 linear. Prints tables and, last, one JSON line; --keep writes bench/results/DATE-quantized.json.
+dynamic int8 linear. Prints tables and, last, one JSON line; --keep puts its parts into bench/results/DATE-quantized.json, among
+those of the same day that are there.
 """
 
 from __future__ import annotations
@@ -289,8 +290,9 @@ def main() -> None:
         **{name: what[name]() for name in args.only.split(",")},
     }  # fmt: skip
     if args.keep:
-        which = "" if set(args.only.split(",")) == set(what) else f"-{args.only.replace(',', '-')}"
-        (RESULTS / f"{record['date']}-quantized{which}.json").write_text(json.dumps(record, indent=1) + "\n")
+        file = RESULTS / f"{record['date']}-quantized.json"
+        kept = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps(kept | record, indent=1) + "\n")
     print(json.dumps(record))
 
 
