@@ -21,7 +21,7 @@ from foveal.engine.blocks import BlockPool
 from foveal.engine.jobs import Jobs
 from foveal.engine.memory import Memory, plan_memory
 from foveal.engine.metrics import Metrics
-from foveal.engine.prepare import Preparation, step_back
+from foveal.engine.prepare import Preparation, step_back, warm_up
 from foveal.engine.process import begin_serving, end_serving
 from foveal.engine.replies import Replies
 from foveal.engine.request import Delta, Job, Request, Stream, TokenLogprob
@@ -72,6 +72,7 @@ class Engine:
         self._mutex, self._stepping = threading.Lock(), threading.RLock()
         self._wake = threading.Event()
         self._workers = ThreadPoolExecutor(s.workers, thread_name_prefix="foveal-media", initializer=step_back)
+        self._workers.submit(warm_up, pipeline.processor)
         self._closed = False
         self._gathering, self._gather_until_s = False, 0.0  # encoding waits for media that are being read, and until when
         self._thread: threading.Thread | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -16,8 +17,9 @@ import numpy as np
 from foveal.engine.blocks import BlockPool, PrefixKeys
 from foveal.engine.request import Job
 from foveal.engine.vision import digest
-from foveal.errors import CapacityError
+from foveal.errors import CapacityError, FovealError
 from foveal.generate import Pipeline
+from foveal.processor import Processor
 from foveal.processor import Request as Prompt
 
 NICE = 10  # of threads that read media
@@ -62,6 +64,18 @@ class Preparation:
         job.keys = PrefixKeys(root, prompt.sequence, job.digests, counts, self._pool.block_size)
         job.prompt = prompt
         job.ready_s = time.perf_counter()
+
+
+def warm_up(processor: Processor) -> None:
+    """Prepare a prompt with a small picture: what that imports and compiles holds the interpreter's lock for 8 ms at a time,
+    which the first picture to come would otherwise take from a reply that runs.
+    """
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(encoded, "JPEG")
+    with contextlib.suppress(FovealError):  # a checkpoint may refuse pictures; whoever brings one will be told
+        processor.ask("?", [encoded.getvalue()])
 
 
 def step_back() -> None:

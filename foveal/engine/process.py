@@ -1,7 +1,7 @@
 """What an engine asks of the whole process while it serves: short turns for its threads, and no long collections.
 
-A step takes the interpreter's lock hundreds of times. Where a worker runs Python meanwhile it keeps the lock for a whole switch
-interval, 5 ms as Python comes: several steps of a small model. And a full collection looks at everything that was ever
+A step takes the interpreter's lock hundreds of times: every operation of torch and every kernel gives it back. Where a worker runs
+Python meanwhile it keeps the lock for a whole switch interval each time, 5 ms as Python comes: several steps of a small model. And a full collection looks at everything that was ever
 imported, a tenth of a second; what is there when the first engine starts to serve is left out until the last one ends.
 """
 
@@ -11,7 +11,7 @@ import gc
 import sys
 import threading
 
-SWITCH_S = 2e-4  # that a thread may keep the interpreter's lock while another waits for it
+SWITCH_S = 5e-5  # that a thread may keep the interpreter's lock while another waits for it
 
 _lock = threading.Lock()
 _serving = 0

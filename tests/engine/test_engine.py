@@ -18,6 +18,7 @@ from foveal.batch import Batch, VisionTokens
 from foveal.engine import BusyError, CapacityError, Engine, EngineError, Request, Settings
 from foveal.engine.process import SWITCH_S
 from foveal.errors import ConfigError, ContextError, MediaError, PromptError
+from foveal.processor import Processor
 from foveal.processor import Request as Prompt
 from foveal.sampler import Sampling
 from tests.engine.tools import GREEDY, assert_no_trace, check, engine, media, oracle, pipeline, prompt, prompts, settle
@@ -275,6 +276,23 @@ def test_submitting_while_it_closes_says_that_it_is_closed(monkeypatch: pytest.M
     monkeypatch.setattr(made._workers, "submit", lambda *work: (made.close(), submit(*work))[1])
     with pytest.raises(EngineError, match="the engine is closed"):
         made.submit(Request(prompt, GREEDY))
+
+
+def test_a_picture_is_prepared_before_the_first_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it imports and compiles would hold up a reply; what goes wrong then is the first picture's to say."""
+    asked = list[tuple[str, int]]()
+
+    def refuses(self: Processor, question: str, files: list[bytes]) -> Prompt:
+        asked.append((question, len(files)))
+        raise MediaError("this checkpoint takes no pictures")
+
+    plain = prompt()
+    expected = oracle(plain)
+    monkeypatch.setattr(Processor, "ask", refuses)
+    made = engine()
+    assert made.submit(Request(plain, GREEDY)).answer.token_ids == expected
+    made.close()
+    assert asked == [("?", 1)]
 
 
 def test_closing_ends_what_runs(one: Engine) -> None:
