@@ -1,8 +1,9 @@
 """What an engine asks of the whole process while it serves: short turns for its threads, and no long collections.
 
-A step takes the interpreter's lock hundreds of times: every operation of torch and every kernel gives it back. Where a worker runs
-Python meanwhile it keeps the lock for a whole switch interval each time, 5 ms as Python comes: several steps of a small model. And a full collection looks at everything that was ever
-imported, a tenth of a second; what is there when the first engine starts to serve is left out until the last one ends.
+A step takes the interpreter's lock hundreds of times: every operation of torch and every kernel gives it back. Where a worker
+runs Python meanwhile it keeps the lock for a whole switch interval each time, 5 ms as Python comes: several steps of a small
+model. And a full collection looks at everything that was ever imported, a tenth of a second; what is there when the first
+engine starts to serve is left out until the last one ends.
 """
 
 from __future__ import annotations
