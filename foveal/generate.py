@@ -220,7 +220,10 @@ class Pipeline:
         directory = EMBEDDED if name is None else resolve(name, revision=revision)
         processor = Processor.from_checkpoint(directory)
         choice = None
-        if where.type == "cpu" and dtype is None and not bits and not is_packed(read_json(directory / "config.json")):
+        packed = is_packed(read_json(directory / "config.json"))
+        if packed and bits == 0:
+            raise ConfigError(f"{directory} is packed, and plain weights are not in it; load it so, or load the original")
+        if where.type == "cpu" and dtype is None and not bits and not packed:
             choice = choose(processor.config, packs=bits is None)
             dtype, bits = choice.dtype, choice.bits
         wanted = dtype or ("float32" if where.type == "cpu" else processor.config.dtype)

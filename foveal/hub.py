@@ -68,6 +68,12 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     return _complete(Path(folder), repo, weights)
 
 
+def check_new(directory: Path) -> None:
+    """Refuse to write a checkpoint where something is already: its weights would go. Raise CheckpointError."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(f"{directory} exists and is not an empty folder; name another one")
+
+
 def _complete(folder: Path, repo: str, weights: bool) -> Path:
     """Require the files that make a checkpoint: offline, an earlier download may have stopped early."""
     if not (folder / "config.json").is_file():

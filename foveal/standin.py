@@ -14,7 +14,8 @@ from torch import Tensor
 
 from foveal.bpe import MARKUP_TOKENS, SPECIAL_TOKENS, save_tokenizer
 from foveal.config import ModelConfig
-from foveal.errors import CheckpointError, ConfigError
+from foveal.errors import ConfigError
+from foveal.hub import check_new
 from foveal.model.checkpoint import disk_name, plain, skeleton, to_dtype
 from foveal.model.save import SHARD_BYTES, rows, staged, total_bytes, write_json, write_weights
 from foveal.patches import Budget
@@ -30,8 +31,8 @@ def new_checkpoint(
     are in memory at a time. Raise CheckpointError for a folder in use or a disk too full.
     """
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
-        raise CheckpointError(f"{directory} exists and is not an empty folder; name another one")
+    if not (overwrite and directory.is_dir()):
+        check_new(directory)
     wanted = to_dtype(dtype or config.dtype)
     config = replace(config, dtype=plain(wanted))
     shapes = {disk_name(name): tuple(p.shape) for name, p in skeleton(config).named_parameters()}

@@ -133,7 +133,7 @@ def new(
 
 @app.command
 def pack(
-    directory: Annotated[Path, Parameter(help="Folder to write.")],
+    directory: Annotated[Path, Parameter(help="Folder to write; it must not exist or be empty.")],
     *,
     model: Annotated[str, Parameter(name=["--model", "-m"], help="Checkpoint folder, or hub name.")],
     bits: Annotated[Literal[8, 4], Parameter(help="Width of the weights.")] = 8,
@@ -141,7 +141,7 @@ def pack(
         Path | None,
         Parameter(help="Conversations as foveal train reads them: fewer errors in answers like those."),
     ] = None,
-    conversations: Annotated[int, Parameter(help="How many of them to run through the plain model.")] = 64,
+    conversations: Annotated[int | None, Parameter(help="How many of them to run through the plain model (64).")] = None,
 ) -> None:
     """Write a checkpoint with its weights packed to 8 or 4 bits; loading one maps it, which takes no time.
 

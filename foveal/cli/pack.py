@@ -10,6 +10,7 @@ from foveal.cli import session, show
 from foveal.cli.models import check_runnable
 from foveal.config import read_json
 from foveal.errors import ConfigError
+from foveal.hub import check_new, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Several
@@ -18,22 +19,24 @@ if TYPE_CHECKING:
     from foveal.patches import Patches
     from foveal.sequence import Sequence
 
+CONVERSATIONS = 64
 
-def run(directory: Path, name: str, bits: int, calibrate: Path | None, conversations: int) -> None:
+
+def run(directory: Path, name: str, bits: int, calibrate: Path | None, conversations: int | None) -> None:
+    if conversations is not None and calibrate is None:
+        raise ConfigError("--conversations counts those of --calibrate; name its file as well, or leave it out")
+    if conversations is not None and conversations < 1:
+        raise ConfigError(f"--conversations is {conversations}; calibrating takes one or more")
     check_runnable(name)
-    from foveal.hub import resolve
+    check_new(directory)  # before anything is fetched, loaded or calibrated
     from foveal.model.load import load_model
     from foveal.model.quantize import is_packed, num_bytes, save_packed
 
     source = resolve(name)
-    if source.resolve() == directory.resolve():
-        raise ConfigError(f"{directory} is the checkpoint itself; name another folder to write")
     if is_packed(read_json(source / "config.json")):
         raise ConfigError(f"{source} is packed already; pack the original again for another width")
-    if conversations < 1:
-        raise ConfigError(f"--conversations is {conversations}; calibrating takes one or more")
     with session.progress() as line:
-        moments = None if calibrate is None else gathered(source, calibrate, conversations, line)
+        moments = None if calibrate is None else gathered(source, calibrate, conversations or CONVERSATIONS, line)
         line(f"packing {name} to {bits} bits")
         model = load_model(source, bits=bits, moments=moments)
         line(f"writing {show.num_bytes(num_bytes(model))}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from foveal.cli import session, show
 from foveal.cli.inputs import Inputs, read_inputs
 from foveal.cli.models import Target, describe
 from foveal.cli.options import MediaOptions, check_dtype
-from foveal.config import ModelConfig
+from foveal.config import ModelConfig, read_json
 from foveal.cost import Cost, estimate
 from foveal.errors import ConfigError
 from foveal.media import Probe, probe
@@ -74,8 +75,15 @@ def collect(
         prompt = processor.template.render(messages, media=[m.info for m in media], timestamps=config.timestamps)
         segments = list(prompt.segments)
     sequence = lay_out(config, segments, media)
+    bits = None if target.directory is None else folder_bits(target.directory)
+    if bits is not None:
+        if dtype not in (None, "float32"):
+            raise ConfigError(f"--dtype is {dtype}, but {target.label} is packed to {bits} bits; leave it out")
+        kv_cache = kv_cache or "bfloat16"  # as `Qwen3VL.cache_dtype` has it
     cost = estimate(config, [(m.info.kind, [h * w for h, w in m.grids]) for m in media], len(sequence),
                     new_tokens=max_tokens, dtype=dtype, kv_cache=kv_cache)  # fmt: skip
+    if bits is not None:
+        cost = as_packed(cost, config, bits)
     fits = max(len(sequence), sequence.next_position) + max_tokens <= context
     return {
         "model": target.label,
@@ -95,6 +103,28 @@ def collect(
         "decode_read_bytes_per_token": cost.decode_read_bytes,
         "flops": _flops_json(cost),
     }
+
+
+def folder_bits(directory: Path) -> int | None:
+    """Say to how many bits a folder is packed; None where it is not, which takes no torch to know."""
+    raw = read_json(directory / "config.json")
+    if raw.get("quantization_config") is None:
+        return None
+    from foveal.model.quantize import file_bits, is_packed
+
+    return file_bits(raw, str(directory / "config.json")) if is_packed(raw) else None
+
+
+def as_packed(cost: Cost, config: ModelConfig, bits: int) -> Cost:
+    """Count weights, and what a token reads of them, as a packed folder has them."""
+    from foveal.model.checkpoint import skeleton
+    from foveal.model.quantize import expected_bytes, expected_step_bytes
+
+    model, cache = skeleton(config), config.text.kv_bytes_per_token(cost.kv_cache) * cost.tokens
+    return replace(
+        cost, dtype=f"{bits} bits", weight_bytes=expected_bytes(model, bits),
+        decode_read_bytes=expected_step_bytes(model, bits) + cache,
+    )  # fmt: skip
 
 
 def look(files: Seq[str], config: ModelConfig, options: MediaOptions, processor: Processor | None = None) -> list[PlannedMedia]:

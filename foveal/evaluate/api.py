@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import mimetypes
+import re
 import socket
 import ssl
 import tempfile
@@ -31,6 +33,7 @@ _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _REFUSED = (400, 413, 422)  # this prompt: too long, or a form of media the server does not take
 _WAIT_S = (0.5, 30.0)  # before the first repetition, twice as long before each other, at most
 _MAX_BYTES = 64 * 2**20  # of a reply
+_MAX_TIMEOUT_S = 1e6  # twelve days; a socket takes no number of any size
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Server:
 
     url: its base, with or without /v1. timeout_s: silence on the line before a request is given up. retries: repetitions of one
     that failed for a reason that may pass. clips: as "video", an MP4 in a video_url part, or as "frames", pictures with their
-    times before them. key: sent as a bearer token.
+    times before them. key: sent as a bearer token, without the line break that a file may have left behind it.
     """
 
     url: str
@@ -50,13 +53,29 @@ class Server:
     clips: Literal["video", "frames"] = "video"
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"the server's address is {self.url!r}; expected one such as http://localhost:8000/v1")
-        if not self.timeout_s > 0 or self.retries < 0:
+        expected = "expected one such as http://localhost:8000/v1"
+        try:
+            parts = urlsplit(self.url)
+            host, _ = parts.hostname or "", parts.port  # a port that is none is found when it is read
+            host.encode("idna")  # as connecting will
+        except ValueError as error:
+            raise ConfigError(f"the server's address is {self.url!r}: {_unlucky(error)}; {expected}") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise ConfigError(f"the server's address is {self.url!r}; {expected}")
+        if re.search(r"[\x00-\x20\x7f]", host) or re.search(r"[^\x21-\x7e]", self.path):
+            raise ConfigError(f"the server's address is {self.url!r}, with a character that no address holds; {expected}")
+        if not 0 < self.timeout_s <= _MAX_TIMEOUT_S or self.retries < 0:
             raise ConfigError(
-                f"a timeout of {self.timeout_s} s and {self.retries} retries; expected more than 0 s, and 0 or more"
+                f"a timeout of {self.timeout_s} s and {self.retries} retries; expected more than 0 s and at most "
+                f"{_MAX_TIMEOUT_S:,.0f} s, and 0 or more"
             )
+        key = (self.key or "").strip()
+        if odd := re.search(r"[^\x20-\x7e]", key):  # the key itself is for nobody's screen
+            raise ConfigError(
+                f"character {odd.start() + 1} of {len(key)} of the server's key (OPENAI_API_KEY) is one that no header can "
+                "hold; copy the key again"
+            )
+        object.__setattr__(self, "key", key or None)
 
     @property
     def path(self) -> str:
@@ -162,6 +181,8 @@ class Remote:
             connection.request("POST", self.server.path, body, headers)
             response = connection.getresponse()
             data = response.read(_MAX_BYTES)
+            if response.length and len(data) < _MAX_BYTES:  # which `read` does not say when it is given a number
+                return 0, {}, f"the reply broke off after {len(data):,} of {len(data) + response.length:,} bytes"
             return response.status, dict(response.headers), data.decode("utf-8", "replace")
         except TimeoutError:
             return 0, {}, f"no answer within {self.server.timeout_s:g} s"
@@ -216,15 +237,21 @@ def _parsed(text: str, server: Server) -> dict[str, Any]:
 
 def _read(reply: dict[str, Any], seconds: float) -> Said:
     choice = reply["choices"][0]
-    message, usage = choice["message"], reply.get("usage") or {}
+    message, usage = choice["message"], reply.get("usage")
     content = message.get("content") or ""
     if isinstance(content, list):  # some servers answer in parts
         content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     return Said(
         str(content).strip(), str(choice.get("finish_reason") or "stop"), reasoning if isinstance(reasoning, str) else None,
-        int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), seconds,
+        _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"), seconds,
     )  # fmt: skip
+
+
+def _count(usage: Any, name: str) -> int:
+    """Read a count of tokens; 0 where a server gives none, or something else: the answer stands without it."""
+    value = usage.get(name) if isinstance(usage, Mapping) else None
+    return max(0, int(value)) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _reason(text: str) -> str:
@@ -241,4 +268,9 @@ def _reason(text: str) -> str:
 def _after(headers: Mapping[str, str]) -> float:
     """Read Retry-After in seconds; a date, or none, is 0."""
     value = next((v for k, v in headers.items() if k.lower() == "retry-after"), "")
-    return float(value) if value.replace(".", "", 1).isdigit() else 0.0
+    return float(value) if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value) else 0.0
+
+
+def _unlucky(error: ValueError) -> str:
+    """Say what is wrong with an address, without the words that only Python's own codecs have for it."""
+    return "a part of the host is empty or too long" if isinstance(error, UnicodeError) else str(error)

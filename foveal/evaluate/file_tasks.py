@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from foveal.evaluate.metrics import Scores
 from foveal.evaluate.scorers import SCORERS, best, infer
 from foveal.finetune.formats import read_record
 from foveal.finetune.sources import Source
-from foveal.messages import split_media
+from foveal.media import ClipSampling, probe
+from foveal.messages import MediaPart, split_media
+
+_EVERY = ClipSampling(num_frames=2**31)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,7 @@ class FileTask:
     """Records of a JSON or JSONL file in any format `foveal train` reads; the last answer of each is the reference.
 
     A record may have `answers` (more references), `scorer` (else `scorer`, else by the reference's form) and `evidence`
-    ({"boxes": [[x1, y1, x2, y2]], "frames": [...], "span_s": [from, to]}).
+    ({"boxes": [[x1, y1, x2, y2]], "frames": [...], "span_s": [from, to], "pictures": [...]}), which must be in its media.
     """
 
     name: str
@@ -51,7 +55,7 @@ class FileTask:
         }  # fmt: skip
 
     def check(self) -> None:
-        """Read every record, and see that its files are there and its reference can be scored. Raise DataError."""
+        """Read every record, and see that its files are there, its evidence in them, its reference scored. Raise DataError."""
         for index in range(self.count):
             item = self._read(index)
             for _, source in item.media:
@@ -60,7 +64,8 @@ class FileTask:
                         raise DataError(f"{self.source.place(index)}: there is no file {one}")
             try:
                 item.score("")
-            except DataError as error:
+                _check_inside(item)
+            except FovealError as error:
                 raise DataError(f"{self.source.place(index)}: {error}") from error
 
     def _read(self, index: int) -> Item:
@@ -75,7 +80,7 @@ class FileTask:
                 raise DataError("the record has tools, which an examination cannot call; take them out")
             references = _references(last, record)
             scorer = _scorer(record.get("scorer"), self.scorer, references)
-            evidence = _evidence(record.get("evidence"))
+            evidence = _evidence(record.get("evidence"), split_media(messages)[1])
         except FovealError as error:
             raise DataError(f"{place}: {error}") from error
 
@@ -97,12 +102,12 @@ def _references(last: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[str
 
 def _scorer(own: Any, asked: str | None, references: Sequence[str]) -> str:
     name = own if own is not None else asked if asked is not None else infer(references[0])
-    if name not in SCORERS:
+    if not isinstance(name, str) or name not in SCORERS:
         raise DataError(f"the scorer is {name!r}; expected one of {', '.join(SCORERS)}")
-    return str(name)
+    return name
 
 
-def _evidence(value: Any) -> Evidence:
+def _evidence(value: Any, media: Sequence[MediaPart]) -> Evidence:
     if value is None:
         return Evidence()
     try:
@@ -112,11 +117,11 @@ def _evidence(value: Any) -> Evidence:
         span = value.get("span_s")
         found = Evidence(
             boxes,
-            tuple(int(i) for i in value.get("frames") or ()),
+            tuple(_number(i) for i in value.get("frames") or ()),
             (float(span[0]), float(span[1])) if span else None,
-            tuple(int(i) for i in value.get("pictures") or ()),
+            tuple(_number(i) for i in value.get("pictures") or ()),
         )
-    except (AttributeError, TypeError, ValueError, IndexError):
+    except (AttributeError, TypeError, ValueError, LookupError, OverflowError):
         raise DataError(
             f"evidence is {json.dumps(value)[:80]}; expected boxes [[x1, y1, x2, y2], ...], frames [...], span_s [from, to], "
             "pictures [...]"
@@ -124,4 +129,49 @@ def _evidence(value: Any) -> Evidence:
     for what, given in (("frames", found.frames), ("pictures", found.pictures)):
         if given and len(given) != len(found.boxes):
             raise DataError(f"evidence has {len(given)} {what} for {len(found.boxes)} boxes; give every box its {what[:-1]}")
+    for box in found.boxes:
+        x1, y1, x2, y2 = box
+        if not (all(map(math.isfinite, box)) and x1 < x2 and y1 < y2):
+            raise DataError(f"evidence has the box {list(box)}; expected numbers [x1, y1, x2, y2], x1 < x2 and y1 < y2")
+    if found.span_s is not None and not 0 <= found.span_s[0] <= found.span_s[1] < math.inf:
+        raise DataError(f"evidence has the span {list(found.span_s)}; expected seconds [from, to], from 0 on")
+    for number, frame in zip(found.pictures or (0,) * len(found.boxes), found.frames or (0,) * len(found.boxes), strict=True):
+        if not 0 <= number < len(media):
+            which = f"picture {number}" if found.pictures else "boxes"
+            raise DataError(f"evidence names {which}, and the question has {len(media)} pictures and clips; they count from 0")
+        part = media[number]
+        _check_frame(frame, number, 1 if part.kind == "image" else len(part.source) if isinstance(part.source, list) else None)
     return found
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(value)
+    return int(value)
+
+
+def _check_frame(frame: int, number: int, count: int | None) -> None:
+    """Refuse a frame that picture or clip `number` has not; None: how many it has is not known."""
+    if frame < 0 or (count is not None and frame >= count):
+        has = "" if count is None else f" has {count}"
+        raise DataError(f"evidence names frame {frame} of picture {number}, which{has}; they count from 0")
+
+
+def _check_inside(item: Item) -> None:
+    """Look into the files of an item's media whether they hold its evidence; not at addresses, which cost a download."""
+    for number, (kind, source) in enumerate(item.media):
+        places = item.evidence.on(number)
+        one = source[0] if isinstance(source, list) and source else source
+        if not places or not isinstance(one, str) or "://" in one or one.startswith("data:"):
+            continue
+        found = probe(one, sampling=_EVERY)
+        height, width = found.source_size
+        for frame, box in places:
+            if kind == "video" and not isinstance(source, list) and found.kind == "video":
+                _check_frame(frame, number, len(found.times_s))
+            x1, y1, x2, y2 = box
+            if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:  # a pixel more is how one rounds
+                raise DataError(
+                    f"evidence has the box {list(box)} in picture {number}, which is {width} x {height} pixels; boxes are "
+                    "[x1, y1, x2, y2] in its pixels"
+                )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import foveal
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, FovealError
 from foveal.evaluate.arms import Arm, Said, answered
 from foveal.evaluate.items import Item, prompt_json
 from foveal.evaluate.tasks import Task, reopen
@@ -48,13 +48,14 @@ class Run:
     def open(cls, folder: Path) -> Run:
         """Read a run, to go on with it. Raise ConfigError or DataError where it is none, or its data have changed."""
         try:
-            facts = json.loads((folder / EXAM).read_text(encoding="utf-8"))
-            tasks, arms = facts["tasks"], facts["arms"]
+            tasks, arms = _asked(json.loads((folder / EXAM).read_text(encoding="utf-8")))
         except OSError:
             raise ConfigError(f"{folder} holds no examination ({EXAM}); leave out --resume to begin one") from None
-        except (ValueError, KeyError, TypeError):
+        except FovealError:  # a ValueError, too, which knows better what is wrong
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(f"{folder / EXAM} is damaged; begin a new run") from None
-        run = cls(folder, [reopen(task) for task in tasks], arms)
+        run = cls(folder, tasks, arms)
         run._read()
         return run
 
@@ -95,9 +96,33 @@ class Run:
         for number, text in enumerate(whole.splitlines(), 1):
             try:
                 line = json.loads(text)
+                _check_line(line)
                 self.lines[line["arm"], line["id"]] = line
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise DataError(f"{file}:{number}: damaged; take the line out, and --resume asks again") from None
+
+
+def _asked(facts: Any) -> tuple[list[Task], dict[str, dict[str, Any]]]:
+    """Read what an examination asks of whom. Raise KeyError, TypeError or ValueError where it is damaged."""
+    tasks, arms = facts["tasks"], facts["arms"]
+    if not (isinstance(tasks, list) and isinstance(arms, dict) and tasks and arms):
+        raise TypeError
+    if not all(isinstance(one, dict) for one in (*tasks, *arms.values())):
+        raise TypeError
+    return [reopen(task) for task in tasks], arms
+
+
+def _check_line(line: Any) -> None:
+    """Look in a line for all that going on and the report read. Raise KeyError, TypeError or ValueError where it is missing."""
+    tokens, scores = line["tokens"], line["scores"]
+    texts = all(isinstance(line[name], str) for name in ("arm", "task", "id", "answer", "finish_reason"))
+    lists = all(isinstance(line[name], list) for name in ("prompt", "references"))
+    pairs = isinstance(scores, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in scores.values())
+    if not (texts and lists and pairs and "right" in scores and isinstance(line["error"], str | None)):
+        raise TypeError
+    numbers = (line["seconds"], tokens["prompt"], tokens["generated"], *(one for pair in scores.values() for one in pair))
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError
 
 
 def examine(run: Run, arms: Sequence[Arm], seen: Callable[[str, str, int, int], None] = lambda *_: None) -> None:

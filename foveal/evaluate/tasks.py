@@ -15,7 +15,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluate.file_tasks import FileTask
 from foveal.evaluate.items import Item
 from foveal.evaluate.scorers import SCORERS
-from foveal.evaluate.world_tasks import CASES, GROUPS, KINDS, CaseTask, WorldTask
+from foveal.evaluate.world_tasks import CASES, GROUPS, KINDS, LEVELS, CaseTask, WorldTask
 from foveal.finetune.sources import SourceOptions, open_source
 
 
@@ -67,10 +67,18 @@ def open_tasks(
 
 
 def reopen(facts: Mapping[str, Any]) -> Task:
-    """Make a task again from its facts. Raise DataError where its file is another now."""
+    """Make a task again from its facts. Raise DataError where its file is another now, KeyError or TypeError for no facts."""
+    numbers = [facts["items"]] + ([] if "file" in facts else [facts["first_seed"]])
+    texts = [facts["task"]] + ([facts["file"], facts["root"]] if "file" in facts else [])
+    if not all(isinstance(one, int) for one in numbers) or not all(isinstance(one, str) for one in texts):
+        raise TypeError(f"numbers {numbers}, texts {texts}")
+    if "file" not in facts and facts["task"] not in (CASES if "edition" in facts else KINDS):
+        raise KeyError(facts["task"])
     if "edition" in facts:
         return CaseTask(facts["task"], facts["items"], facts["first_seed"])
     if "file" not in facts:
+        if facts["difficulty"] not in LEVELS:
+            raise KeyError(facts["difficulty"])
         return WorldTask(facts["task"], facts["items"], facts["first_seed"], facts["difficulty"])
     source = open_source(facts["file"])
     source = replace(source, options=SourceOptions(source.options.path, Path(facts["root"])))

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from foveal.config import ModelConfig
-from foveal.errors import CheckpointError, ConfigError
+from foveal.errors import ConfigError
 from foveal.finetune.loop import Tuner
 from foveal.finetune.lora import base_of, is_adapter, load_adapter, merge_adapters, put_on, save_adapter
 from foveal.finetune.samples import reader_of
 from foveal.finetune.settings import TuneSettings
 from foveal.finetune.team import Team
-from foveal.hub import EMBEDDED, resolve
+from foveal.hub import EMBEDDED, check_new, resolve
 from foveal.model.checkpoint import disk_name
 from foveal.model.load import load_model, save_model
 from foveal.processor import Processor
@@ -86,9 +86,8 @@ def merge_into(adapter: Path, output: Path, name: str | None) -> int:
 
     name: the checkpoint; None is the one the adapter says it was trained on, or the embedded one if it names none.
     """
+    check_new(output)  # before a model is fetched
     directory = model_folder(base_of(adapter) if name is None else name)
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output} exists and is not empty; name another folder")
     config = ModelConfig.from_file(directory)
     model = load_model(directory)
     load_adapter(model, adapter)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from foveal.config import read_json
-from foveal.errors import CheckpointError, ConfigError
+from foveal.errors import ConfigError
+from foveal.hub import check_new
 from foveal.model import Qwen3VL
 from foveal.model.load import load_model
 from foveal.model.quantize import is_packed
@@ -36,8 +37,7 @@ def add_timestamps(source: Path, output: Path, seconds: int) -> int:
     """
     if seconds < 0:
         raise ConfigError(f"{seconds} seconds; a clip begins at 0, and tokens are made up to its last second")
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output} exists and is not empty; name another folder")
+    check_new(output)
     if is_packed(read_json(source / "config.json")):
         raise ConfigError(f"{source} is packed, and packed weights do not learn; add tokens to the original")
     tokenizer = Tokenizer.from_file(source / "tokenizer.json")

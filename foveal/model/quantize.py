@@ -212,16 +212,32 @@ def packed_bits(model: Qwen3VL) -> int | None:
 
 def expected_bytes(model: Qwen3VL, bits: int) -> int:
     """Count the bytes a model's weights will take when packed; shapes are enough."""
-    total = 0
+    return sum(_expected(model, bits).values())
+
+
+def expected_step_bytes(model: Qwen3VL, bits: int) -> int:
+    """Count what `step_bytes` will be of a model when packed; shapes are enough."""
+    each = {name: size for name, size in _expected(model, bits).items() if not name.startswith("visual.")}
+    if model.lm_head is not None:
+        del each["language_model.embed_tokens.weight"]
+    total = sum(each.values())
+    if (moe := model.config.text.moe) is not None:
+        experts = sum(size for name, size in each.items() if ".experts." in name)
+        total -= experts - experts * moe.num_experts_per_tok // moe.num_experts
+    return total
+
+
+def _expected(model: Qwen3VL, bits: int) -> dict[str, int]:
+    """Count the bytes of every parameter when packed."""
+    out: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         chosen = width(name, bits, model.config)
         if chosen is None:
-            total += 4 * parameter.numel()
+            out[name] = 4 * parameter.numel()
             continue
-        for _, rows, columns in parts(name, tuple(parameter.shape)):
-            codes, scales = kernels.packed_shapes(rows, columns, chosen)
-            total += math.prod(codes) + 2 * math.prod(scales)
-    return total
+        shapes = [kernels.packed_shapes(rows, columns, chosen) for _, rows, columns in parts(name, tuple(parameter.shape))]
+        out[name] = sum(math.prod(codes) + 2 * math.prod(scales) for codes, scales in shapes)
+    return out
 
 
 # ---------------------------------------------------------------- the file

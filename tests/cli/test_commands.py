@@ -339,8 +339,8 @@ def test_pack_writes_what_quantize_answers_with(run_foveal: Run, checkpoint: str
     assert "4 bits" in run_foveal("ask", "-m", target, "--stats", *words).err
     assert json.loads(run_foveal("info", target, "--json").out)["speeds"]["choice"] is None
     refused(run_foveal("ask", "-m", target, "--quantize", 8, *words), 2, "packed to 4 bits")
+    refused(run_foveal("ask", "-m", target, "--quantize", "none", *words), 2, "is packed", "load the original")
     refused(run_foveal("pack", tmp_path / "again", "-m", target), 2, "packed already")
-    refused(run_foveal("pack", checkpoint, "-m", checkpoint), 2, "the checkpoint itself")
     refused(run_foveal("ask", "-m", checkpoint, "--quantize", 8, "--dtype", "float32", *words), 2, "--dtype")
 
 
@@ -354,9 +354,31 @@ def test_pack_calibrates_with_conversations(run_foveal: Run, checkpoint: str, ph
     plain, calibrated = (packed_weights(model) for model in (load_model(checkpoint, bits=4), load_model(target)))
     assert not all(torch.equal(packed.codes, calibrated[name].codes) for name, packed in plain.items())
     assert run_foveal("ask", "-m", target, photo, "What is it?", "--max-tokens", 4).code == 0
-    again = ("pack", target, "-m", checkpoint, "--calibrate", data)
+    again = ("pack", tmp_path / "again", "-m", checkpoint, "--calibrate", data)
     refused(run_foveal(*again, "--conversations", 0), 2, "one or more")
     refused(run_foveal(*again[:-1], tmp_path / "missing.jsonl"), 2, "missing.jsonl")
+    refused(run_foveal(*again[:4], "--conversations", 3), 2, "--conversations counts those of --calibrate")
+
+
+@pytest.mark.parametrize("command", ["pack", "new", "merge", "timestamps"])
+def test_a_folder_that_holds_something_is_not_written_into(
+    run_foveal: Run, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Nor is anything loaded, calibrated or generated before that is said."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model-00001-of-00002.safetensors").write_bytes(b"somebody's weights")
+    monkeypatch.setattr("foveal.model.load.load_model", lambda *_, **__: pytest.fail("loaded"))
+    words = {
+        "pack": (other, "-m", checkpoint), "new": (other, "--preset", "2B", "--random"),
+        "merge": (tmp_path / "adapter", other, "-m", checkpoint), "timestamps": (other, "-m", checkpoint),
+    }  # fmt: skip
+    refused(run_foveal(command, *words[command]), 2, f"{other} exists and is not an empty folder; name another one")
+    file = other / "file"
+    file.write_text("")
+    refused(run_foveal(command, *[file if word == other else word for word in words[command]]), 2, "not an empty folder")
+    assert (other / "model-00001-of-00002.safetensors").read_bytes() == b"somebody's weights"
+    assert sorted(path.name for path in other.iterdir()) == ["file", "model-00001-of-00002.safetensors"]
 
 
 def test_a_cache_of_8_bits_is_planned_as_it_is_used(run_foveal: Run, checkpoint: str) -> None:

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
+from foveal import kernels
 from foveal.cli.inputs import Inputs
 from foveal.cli.models import Target, describe
 from foveal.cli.options import MediaOptions
 from foveal.cli.plan import collect, estimated_segments, look
 from foveal.config import preset
+from foveal.errors import ConfigError
+from foveal.model.load import load_model
+from foveal.model.quantize import num_bytes, quantize, save_packed, step_bytes
 from foveal.processor import Processor
 from foveal.prompt import ChatTemplate
 from foveal.sequence import TextSegment
@@ -46,6 +50,23 @@ def test_a_plan_equals_the_request(checkpoint: str, photo: str, movie: str, opti
         assert planned["vision_tokens"] == patches.num_tokens
         assert [side // 16 for side in planned["size"]] == list(patches.grids[0])
         assert planned["source_size"] == patches.source_size
+
+
+@pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+def test_a_packed_folder_is_priced_as_it_is_packed(checkpoint: str, tmp_path: Path, run_foveal: Run) -> None:
+    model = quantize(load_model(checkpoint), 4)
+    save_packed(model, tmp_path, 4, copy_from=checkpoint)
+    facts = json.loads(run_foveal("plan", "What?", "-m", tmp_path, "--max-tokens", 4, "--json").out)
+    assert (facts["dtype"], facts["kv_cache"]) == ("4 bits", "bfloat16")
+    cache = model.config.text.kv_bytes_per_token("bfloat16")
+    assert facts["memory_bytes"]["weights"] == num_bytes(model)
+    assert facts["memory_bytes"]["kv_cache"] == cache * (facts["prompt_tokens"] + 4)
+    assert facts["decode_read_bytes_per_token"] == step_bytes(model) + cache * facts["prompt_tokens"]
+    plain = json.loads(run_foveal("plan", "What?", "-m", checkpoint, "--json").out)
+    assert plain["dtype"] == "float32" and plain["memory_bytes"]["weights"] > 2 * facts["memory_bytes"]["weights"]
+    assert "memory in 4 bits" in run_foveal("plan", "What?", "-m", tmp_path).out
+    with pytest.raises(ConfigError, match=r"--dtype is bfloat16, but .* is packed to 4 bits; leave it out"):
+        collect(Inputs((), "What?"), describe(str(tmp_path)), MediaOptions(), system=None, dtype="bfloat16", max_tokens=1)
 
 
 def test_tables_say_it_for_people(run_foveal: Run, checkpoint: str, photo: str, movie: str) -> None:

@@ -26,7 +26,7 @@ class Fake:
                 outer.seen.append({"path": self.path, "key": self.headers["Authorization"], **body})
                 status, headers, text = outer.reply(body)
                 self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(text.encode()))}.items():
+                for name, value in {"Content-Length": str(len(text.encode())), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 with contextlib.suppress(BrokenPipeError):  # whoever asked has given up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -113,6 +114,37 @@ def test_what_may_pass_is_tried_again(fake: Fake) -> None:
     assert remote(fake)(item()).text == "red" and len(fake.seen) == 4
 
 
+def test_a_reply_that_breaks_off_is_asked_for_again(fake: Fake) -> None:
+    """The header promises more bytes than come before the line is closed."""
+
+    def reply(body: Any) -> tuple[int, dict[str, str], str]:
+        status, _, text = completion("red")
+        return (status, {"Content-Length": "900"}, text[:20]) if len(fake.seen) < 3 else completion("red")
+
+    fake.reply = reply
+    assert remote(fake)(item()).text == "red" and len(fake.seen) == 3
+    fake.reply = lambda body: (200, {"Content-Length": "900"}, "")
+    with pytest.raises(ServerError, match="the reply broke off after 0 of 900 bytes, 2 times over"):
+        remote(fake, retries=1)(item())
+
+
+@pytest.mark.parametrize("after", ["²", "1e999", "Wed, 21 Oct 2026 07:28:00 GMT", "-1", "9" * 400])
+def test_a_pause_that_a_server_asks_for_in_other_words(fake: Fake, after: str) -> None:
+    fake.reply = lambda body: (503, {"Retry-After": after}, "busy") if len(fake.seen) < 2 else completion("red")
+    assert remote(fake)(item()).text == "red"
+
+
+@pytest.mark.parametrize(
+    "usage", [5, "many", [1], {"prompt_tokens": "many", "completion_tokens": [2]}, {"prompt_tokens": {}}, {"prompt_tokens": -3},
+              {"prompt_tokens": float("inf"), "completion_tokens": float("nan")}, None],
+)  # fmt: skip
+def test_counts_of_tokens_that_are_none_cost_no_answer(fake: Fake, usage: Any) -> None:
+    choice = {"message": {"role": "assistant", "content": "red"}}
+    fake.reply = lambda body: (200, {}, json.dumps({"choices": [choice], "usage": usage}))
+    said = remote(fake)(item())
+    assert (said.text, said.prompt_tokens, said.generated_tokens) == ("red", 0, 0)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "asked", "says"),
     [
@@ -169,12 +201,33 @@ def test_an_end_does_not_wait_for_the_server(fake: Fake) -> None:
     held.set()
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host/v1", "http://", "", "http://host:port/v1", "http://host:99999", "http://[::1/v1",
+            "http://[x]/v1", f"http://{'a' * 64}.org", "http://a..b", "http://my host/v1", "http://host/a b", "http://host/é"],
+)  # fmt: skip
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(ConfigError, match="the server's address is"):
         Server(url, "qwen")
     with pytest.raises(FovealError, match="expected more than 0 s"):
         Server("http://localhost", "qwen", timeout_s=0)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), float("nan"), -1.0, 1e12])
+def test_times_that_no_socket_waits(timeout: float) -> None:
+    with pytest.raises(ConfigError, match=r"expected more than 0 s and at most 1,000,000 s"):
+        Server("http://localhost", "qwen", timeout_s=timeout)
+
+
+def test_a_key_is_sent_without_its_line_break_and_never_shown(fake: Fake) -> None:
+    remote(fake, key=" secret\r\n")(item())
+    assert fake.seen[0]["key"] == "Bearer secret"
+    assert Server("http://localhost", "qwen", key="\n").key is None
+    for odd in ("sec\nret", "secr€t", "secrét", "sec\0ret"):
+        with pytest.raises(ConfigError, match=r"character 4|character 5") as found:
+            Server("http://localhost", "qwen", key=odd)
+        assert "OPENAI_API_KEY" in str(found.value) and "sec" not in str(found.value)
+    for url in ("http://bücher.example/v1", "https://[::1]:8000/v1", "http://localhost:0"):
+        Server(url, "qwen")
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])

@@ -172,6 +172,51 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         Run.open(run.folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": 5}, {"tasks": [5]}, {"tasks": []}, {"tasks": [{}]}, {"arms": []}, {"arms": {}}, {"arms": {"right": 5}},
+        {"tasks": [{"task": "colour", "difficulty": "world", "items": "6", "first_seed": 0}]},
+        {"tasks": [{"task": ["colour"], "difficulty": "world", "items": 6, "first_seed": 0}]},
+        {"tasks": [{"task": "vibes", "difficulty": "world", "items": 6, "first_seed": 0}]},
+        {"tasks": [{"task": "colour", "difficulty": "no", "items": 6, "first_seed": 0}]},
+        {"tasks": [{"task": "mine", "file": 5, "root": ".", "items": 6, "scorer": None}]},
+    ],
+)  # fmt: skip
+def test_an_examination_that_is_damaged_says_so(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = new_run(tmp_path / "run", ["colour"], ARMS)
+    file = run.folder / EXAM
+    facts = json.loads(file.read_text())
+    Run.open(run.folder)
+    file.write_text(json.dumps(facts | change))
+    with pytest.raises(DataError, match=r"exam.json is damaged; begin a new run"):
+        Run.open(run.folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: None} for name in ("arm", "task", "id", "answer", "finish_reason")),
+        *({name: None} for name in ("prompt", "references", "tokens", "scores")),
+        {"error": 5}, {"seconds": "long"}, {"tokens": {"prompt": 1}}, {"scores": {}}, {"scores": {"right": 1}},
+        {"scores": {"right": ["a", 1]}},
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_damaged_says_so(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = new_run(tmp_path / "run", ["colour"], ARMS[:1], items=2)
+    examine(run, ARMS[:1])
+    file = run.folder / ANSWERS
+    first, second = file.read_text().splitlines()
+    damaged = {**json.loads(second), **change}
+    (name,) = change
+    for line in (damaged, {key: value for key, value in damaged.items() if key != name}, {"arm": "x", "id": "count/0"}, [1], 5):
+        file.write_text(f"{first}\n{json.dumps(line)}\n")
+        with pytest.raises(DataError, match=r"answers.jsonl:2: damaged; take the line out, and --resume asks again"):
+            Run.open(run.folder)
+    file.write_text(f"{first}\n")
+    assert len(Run.open(run.folder).lines) == 1
+
+
 def test_a_question_that_changed_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", ["colour"], ARMS[:1])
     examine(run, ARMS[:1])

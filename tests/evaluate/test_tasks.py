@@ -20,6 +20,7 @@ from foveal.evaluate.world_tasks import GROUPS, KINDS, LEVELS
 from foveal.media import Frames
 from foveal.train import mini
 from foveal.world import CLIP_KINDS, QUESTION_KINDS, score
+from tests.media_files import clip
 
 
 def write(folder: Path, *records: Any) -> str:
@@ -117,6 +118,8 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
         ({"text": "x"}, "mine.jsonl:1: the record has the keys"),
         (chat("<image>what?", "red", image="gone.png"), "mine.jsonl:1: there is no file .*gone.png"),
         (chat("what?", "red", scorer="vibes"), "mine.jsonl:1: the scorer is 'vibes'; expected one of text"),
+        (chat("what?", "red", scorer=["text"]), r"mine.jsonl:1: the scorer is \['text'\]; expected one of text"),
+        (chat("what?", "red", scorer={}), r"mine.jsonl:1: the scorer is {}; expected one of text"),
         (chat("where?", "left", scorer="box"), "mine.jsonl:1: the reference 'left' holds no box"),
         (chat("what?", "red", answers="blue"), "answers is not a list"),
         (chat("what?", "red", evidence={"boxes": [[1, 2]]}), r"evidence is .*expected boxes \[\[x1"),
@@ -128,6 +131,48 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
 def test_a_bad_record_is_named_before_anything_is_asked(tmp_path: Path, record: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         open_tasks([write(tmp_path, record)])
+
+
+BOX = [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "says"),
+    [
+        ({"boxes": [BOX], "pictures": [7]}, "evidence names picture 7, and the question has 2 pictures and clips; they count"),
+        ({"boxes": [BOX], "pictures": [-1]}, "evidence names picture -1"),
+        ({"boxes": [BOX], "frames": [99]}, "evidence names frame 99 of picture 0, which has 1; they count from 0"),
+        ({"boxes": [BOX], "frames": [12], "pictures": [1]}, "evidence names frame 12 of picture 1, which has 12"),
+        ({"boxes": [BOX], "frames": [-1], "pictures": [1]}, "evidence names frame -1 of picture 1"),
+        ({"boxes": [BOX], "frames": [0.5], "pictures": [1]}, "evidence is .*expected boxes"),
+        ({"boxes": [BOX], "frames": [True]}, "evidence is .*expected boxes"),
+        ({"boxes": [[1, 2, float("inf"), 4]]}, r"evidence has the box \[1.0, 2.0, inf, 4.0\]; expected numbers"),
+        ({"boxes": [[1, 2, float("nan"), 4]]}, "evidence has the box"), ({"boxes": [[1, 2, 10**400, 4]]}, "evidence is"),
+        ({"boxes": [[3, 2, 1, 4]]}, "x1 < x2 and y1 < y2"), ({"boxes": [[1, 2, 1, 4]]}, "x1 < x2 and y1 < y2"),
+        ({"boxes": [[1, 2, 500, 20]]}, r"evidence has the box .* in picture 0, which is 30 x 20 pixels"),
+        ({"boxes": [[-9, 2, 5, 20]]}, "which is 30 x 20 pixels"),
+        ({"boxes": [[1, 2, 300, 4]], "pictures": [1]}, "in picture 1, which is 64 x 32 pixels"),
+        ({"span_s": [3, 1]}, r"evidence has the span \[3.0, 1.0\]"), ({"span_s": [0, float("inf")]}, "evidence has the span"),
+        ({"span_s": {"from": 1}}, "evidence is .*expected boxes"),
+    ],
+)  # fmt: skip
+def test_evidence_is_in_the_media(tmp_path: Path, evidence: Any, says: str) -> None:
+    (tmp_path / "b.mp4").write_bytes(clip(12, size=(32, 64)))
+    given = {"boxes": [[0, 0, 30.5, 20], BOX], "pictures": [0, 1], "frames": [0, 11], "span_s": [0, 1]}
+    both = {"image": "a.png", "video": "b.mp4"}
+    open_tasks([write(tmp_path, chat("<image><video>what?", "red", **both, evidence=given))])
+    good = chat("what?", "red")
+    with pytest.raises(DataError, match=f"mine.jsonl:2: .*{says}"):
+        open_tasks([write(tmp_path, good, chat("<image><video>what?", "red", **both, evidence=evidence))])
+
+
+def test_evidence_needs_media_and_a_list_of_pictures_counts_its_frames(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="evidence names boxes, and the question has 0 pictures and clips"):
+        open_tasks([write(tmp_path, chat("what?", "red", evidence={"boxes": [BOX]}))])
+    asked = chat("<video>what?", "red", videos=[["a.png", "a.png"]])
+    open_tasks([write(tmp_path, asked | {"evidence": {"boxes": [BOX], "frames": [1]}})])
+    with pytest.raises(DataError, match="evidence names frame 2 of picture 0, which has 2"):
+        open_tasks([write(tmp_path, asked | {"evidence": {"boxes": [BOX], "frames": [2]}})])
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_checkpoint_grows(tied: bool, tmp_path: Path) -> None:
     assert said[str(first + 67)]["content"] == "<t_1m7s>"
     theirs = tokenizers.Tokenizer.from_file(str(output / "tokenizer.json"))
     assert theirs.encode("<t_0m0s>").ids == [first] and theirs.get_vocab_size() == first + 71
-    with pytest.raises(CheckpointError, match="exists and is not empty"):
+    with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
         add_timestamps(source, output, 70)
     with pytest.raises(ConfigError, match="-1 seconds"):
         add_timestamps(source, tmp_path / "other", -1)

@@ -18,7 +18,17 @@ from foveal.model import Qwen3VL, attention
 from foveal.model.linear import PackedEmbedding, PackedExperts, PackedLinear
 from foveal.model.load import load_model, save_model
 from foveal.model.moe import Experts, SparseMLP
-from foveal.model.quantize import check_bits, expected_bytes, num_bytes, packed_weights, quantize, save_packed, width
+from foveal.model.quantize import (
+    check_bits,
+    expected_bytes,
+    expected_step_bytes,
+    num_bytes,
+    packed_weights,
+    quantize,
+    save_packed,
+    step_bytes,
+    width,
+)
 from foveal.model.vision import VisionAttention
 from tests.tiny import CONFIGS, SCENES, new_media, new_model, new_sequence
 
@@ -151,6 +161,12 @@ def test_a_packed_folder_is_mapped(name: str, bits: int, tmp_path: Path) -> None
     assert torch.equal(logits(load_model(tmp_path, bits=bits)), logits(model))
     with pytest.raises(ConfigError, match=f"packed to {bits} bits"):
         load_model(tmp_path, bits=12 - bits)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_what_a_token_will_read_is_known_from_shapes(name: str, bits: int) -> None:
+    assert expected_step_bytes(new_model(CONFIGS[name]), bits) == step_bytes(quantize(new_model(CONFIGS[name]), bits))
 
 
 def test_pieces_of_a_large_matrix_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
