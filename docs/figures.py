@@ -744,6 +744,7 @@ DRAWN = (
     world,
     evaluation,
     engine,
+    studies,
 )
 FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 
