@@ -19,7 +19,7 @@ from foveal.finetune.sources import Source
 from foveal.media import ClipSampling, probe
 from foveal.messages import MediaPart, split_media
 
-_EVERY = ClipSampling(num_frames=2**31)
+EVERY_FRAME = ClipSampling(num_frames=2**31)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def _check_inside(item: Item) -> None:
         one = source[0] if isinstance(source, list) and source else source
         if not places or not isinstance(one, str) or "://" in one or one.startswith("data:"):
             continue
-        found = probe(one, sampling=_EVERY)
+        found = probe(one, sampling=EVERY_FRAME)
         height, width = found.source_size
         for frame, box in places:
             if kind == "video" and not isinstance(source, list) and found.kind == "video":

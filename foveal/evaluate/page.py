@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import MediaError
+from foveal.evaluate.file_tasks import EVERY_FRAME
 from foveal.evaluate.items import Box, Item
 from foveal.evaluate.metrics import Scores
 from foveal.evaluate.report import LOWER_IS_BETTER, estimate_text, worst
 from foveal.evaluate.run import Line, Run
-from foveal.media import Frames, load
+from foveal.media import Frames, load, probe
 from foveal.media.encode import data_url
 from foveal.world.score import parse_boxes
 
 MAX_FRAMES, MAX_SIDE_PX = 8, 420  # of a clip in a card
+MOST_LOADED = 240  # frames of a clip file, where its evidence names some
 _CLIP_PX = 130  # a frame of a clip
 CARDS = 6  # of a task
 MAX_CARDS = 48
@@ -196,11 +198,10 @@ def _media(item: Item, lines: Sequence[Line]) -> Iterator[str]:
     meant = min(item.evidence.pictures, default=0)
     for index, (_kind, source) in enumerate(item.media):
         try:
-            frames = source if isinstance(source, Frames) else load(source)
+            frames, evidence = _opened(source, item.evidence.on(index))
         except MediaError as error:  # it may be an address that only the arm's server reaches
             yield f"<figure><figcaption>{_(str(error))}</figcaption></figure>"
             continue
-        evidence = item.evidence.on(index)
         number = f"picture {index + 1}" if len(item.media) > 1 else ""
         for at in _shown(len(frames.pixels), [frame for frame, _ in evidence]):
             boxes = [box for frame, box in evidence if frame == at]
@@ -211,6 +212,19 @@ def _media(item: Item, lines: Sequence[Line]) -> Iterator[str]:
             caption = f"{number} {time_s:.1f} s".strip() if frames.kind == "video" else number
             width = MAX_SIDE_PX if len(item.media) == 1 else MAX_SIDE_PX // 2
             yield _frame(frames.pixels[at], boxes, said, caption, hit, _CLIP_PX if frames.kind == "video" else width)
+
+
+def _opened(source: Any, evidence: list[tuple[int, Box]]) -> tuple[Frames, list[tuple[int, Box]]]:
+    """Load a medium, and number the frames of its evidence, which are the file's, as those that are loaded.
+
+    Of a long clip not all are: a box is then drawn in the frame that is nearest in time.
+    """
+    if isinstance(source, Frames) or not evidence:
+        return source if isinstance(source, Frames) else load(source), evidence
+    times_s = probe(source, sampling=EVERY_FRAME).times_s
+    frames = load(source, sampling=EVERY_FRAME if len(times_s) <= MOST_LOADED else None)
+    nearest = {at: int(np.abs(frames.times_s - times_s[at]).argmin()) for at, _ in evidence if at < len(times_s)}
+    return frames, [(nearest[at], box) for at, box in evidence if at in nearest]
 
 
 def _shown(total: int, needed: Sequence[int]) -> list[int]:

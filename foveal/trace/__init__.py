@@ -79,10 +79,13 @@ class _View:
     span: tuple[float, float]
 
     def data(self) -> dict[str, Any]:
+        from foveal.model.quantize import num_bytes, packed_bits
+
         prefill, decode = self._passes()
         config, stats = self.pipeline.processor.config, self.answer.stats
         model = self.pipeline.model
         dtype, kept = (str(one).removeprefix("torch.") for one in (model.dtype, model.cache_dtype))
+        bits = packed_bits(model)
         cost = estimate(config, [(p.kind, p.lengths()) for p in self.request.patches], len(self.request.sequence),
                         new_tokens=len(decode), dtype=dtype, kv_cache=kept)  # fmt: skip
         return {
@@ -92,7 +95,7 @@ class _View:
             "answer": self.answer.text,
             "reasoning": self.answer.reasoning,
             "finish_reason": self.answer.finish_reason,
-            "dtype": dtype,
+            "dtype": dtype if bits is None else f"{bits} bits",
             "stages": self._stages(prefill, decode, cost.kv_bytes),
             "media": self._media(),
             "vision": {
@@ -105,7 +108,7 @@ class _View:
             "tap_rms": next((p.tap_rms for p in prefill if p.tap_rms), []),
             "steps": self._steps(prefill, decode),
             "costs": self._costs(cost, prefill, decode),
-            "weight_bytes": cost.weight_bytes,
+            "weight_bytes": num_bytes(model),
             "kv_bytes": cost.kv_bytes,
             "peak_memory_bytes": stats.peak_memory_bytes,
         }  # fmt: skip

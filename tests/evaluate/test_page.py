@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from foveal.evaluate import Item, Run, examine, make_report
-from foveal.evaluate.page import _shown, render
+from foveal.evaluate.page import _opened, _shown, render
 from tests.evaluate.tools import arm, new_run, truth
+from tests.media_files import clip, read_barcodes
 
 EVIL = '<script>alert(\'1\')</script><img src="http://evil.example/x.png" onerror=alert(1)> \ud800 & "quoted"'
 
@@ -97,6 +98,17 @@ def test_nothing_comes_from_elsewhere_and_nothing_said_becomes_markup(examined: 
 
 def _nowhere(*_: object, **__: object) -> None:
     raise OSError("no network in tests")
+
+
+@pytest.mark.parametrize("count", [20, 300])
+def test_evidence_of_a_clip_file_counts_its_own_frames(count: int, tmp_path: Path) -> None:
+    """Frames are drawn as the file numbers them, not as they are sampled; of a long file the nearest of those there are."""
+    (tmp_path / "a.mp4").write_bytes(clip(count, fps=10))
+    box = (1.0, 2.0, 30.0, 20.0)
+    frames, evidence = _opened(tmp_path / "a.mp4", [(7, box), (19, box)])
+    drawn = read_barcodes(frames.pixels[[at for at, _ in evidence]])
+    assert drawn == [7, 19] if count == 20 else all(abs(a - b) <= 2 for a, b in zip(drawn, [7, 19], strict=True))
+    assert _opened(tmp_path / "a.mp4", [])[1] == []
 
 
 def test_everything_that_was_measured_is_there(examined: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import foveal
 from foveal.cost import decoder_flops, encode_flops
 from foveal.generate import PREFILL_WINDOW, Pipeline
+from foveal.model.quantize import num_bytes
 from foveal.patches import Patches, patchify, resize, target_size
 from foveal.trace import Trace, run
 from foveal.trace.page import MAX_FRAMES, rebuild, render
@@ -91,6 +92,12 @@ def test_work_agrees_with_cost(pipeline: Pipeline, trace: Trace) -> None:
     assert work["prefill"] == decoder_flops(config.text, length).total
     assert work["decode"] == decoder_flops(config.text, 6, cached=length, outputs=6).total
     assert trace.data["kv_bytes"] == config.text.kv_bytes_per_token("float32") * (length + 6)
+
+
+def test_a_packed_model_s_weights_are_counted_as_they_are() -> None:
+    packed = foveal.load(bits=8)
+    data = run(packed, "What?", []).data
+    assert data["dtype"] == "8 bits" and data["weight_bytes"] == num_bytes(packed.model) < 16e6
 
 
 def test_text_alone_and_a_long_prompt(pipeline: Pipeline) -> None:
