@@ -26,15 +26,22 @@ def start(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command(*words), stdout=pipe, stderr=pipe, env=environment, preexec_fn=hear)
 
 
-def test_help_starts_quickly() -> None:
-    """0.3 s on an idle machine; what is measured is the time on the processor, so that a busy one does not fail it."""
+def processor_s(*words: str) -> float:
+    """Return the least time on the processor of three runs: a machine that does other things makes each longer."""
     best = 9.0
     for _ in range(3):
         before = os.times()
-        assert subprocess.run(command("--help"), capture_output=True).returncode == 0
+        assert subprocess.run(words, capture_output=True).returncode == 0
         after = os.times()
         best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
-    assert best < 0.3, f"foveal --help took {best:.2f} s"
+    return best
+
+
+def test_help_starts_quickly() -> None:
+    """0.2 to 0.3 s on an idle machine, most of it the libraries that print it; a busy one takes longer for these, too."""
+    libraries = processor_s(sys.executable, "-c", "import cyclopts, rich.console, rich.table")
+    took = processor_s(*command("--help"))
+    assert took < max(0.3, 2.5 * libraries), f"foveal --help took {took:.2f} s, its libraries {libraries:.2f} s"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -80,7 +80,8 @@ def test_attention_reads_what_is_kept(way: str) -> None:
         got = attend(q, k, v, [tokens], [cache], 0)
         rounded = (part.transpose(0, 1) for part in widen(cache.write(0, k, v), torch.float32))
         wanted = attend(q, *(part[-tokens:] for part in rounded), [tokens], [plain], 0)
-        torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
+        # The kernels round a single token's query and weights to 16 bits.
+        torch.testing.assert_close(got, wanted, atol=3e-4 if way == "compiled" else 2e-5, rtol=1e-4)
         cache.length += tokens
         plain.length += tokens
 
