@@ -297,7 +297,8 @@ def attend(
 
     The cache is float32, bfloat16 (uint16 in NumPy), or int8 with float16 scales (G, S, ceil(H / 32)) as `quantise_cache`
     makes them; the first axis may be strided, as a view of a larger cache is. N is a multiple of G, at most 32 times G; H is
-    256 or less. `scale` is H ** -0.5 where it is not given.
+    256 or less. `scale` is H ** -0.5 where it is not given. Over int8 the query, and the softmax's weights times the scales of
+    values, are rounded to 16 bits, as `oracle.attend_cache` has it: 1e-4 of the output.
     """
     address, _, _ = facts(q, "q", ("float32",), 2)
     heads, dim = (int(n) for n in q.shape)

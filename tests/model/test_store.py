@@ -81,7 +81,7 @@ def test_attention_reads_what_is_kept(way: str) -> None:
         rounded = (part.transpose(0, 1) for part in widen(cache.write(0, k, v), torch.float32))
         wanted = attend(q, *(part[-tokens:] for part in rounded), [tokens], [plain], 0)
         # The kernels round a single token's query and weights to 16 bits.
-        torch.testing.assert_close(got, wanted, atol=3e-4 if way == "compiled" else 2e-5, rtol=1e-4)
+        torch.testing.assert_close(got, wanted, atol=3e-4 if way == "compiled" and tokens == 1 else 2e-5, rtol=1e-4)
         cache.length += tokens
         plain.length += tokens
 
