@@ -106,7 +106,8 @@ class Engine:
         if callable(request.prompt):
             try:
                 self._workers.submit(self._prepare, job)
-            except RuntimeError:  # closed meanwhile
+            except RuntimeError:  # closed meanwhile, perhaps before it could end this job with the others
+                self._jobs.end(job)
                 raise EngineError("the engine is closed") from None
         else:
             self._prepare(job)

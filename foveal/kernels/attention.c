@@ -438,13 +438,9 @@ AVX2 static void attend_avx2(const void *job, int64_t part) { attend_rows(job, p
 
 /* ---------------------------------------------------------------- exported */
 
-static int native(void) {
-#if defined(__x86_64__)
-    return foveal_get_path() > 0; /* AVX-512 has AVX2 as well */
-#else
-    return 0; /* the compiler's vectors of the portable loops are what Arm has, too */
+#if defined(__x86_64__) /* elsewhere the compiler's vectors of the portable loops have to do */
+static int native(void) { return foveal_get_path() > 0; /* AVX-512 has AVX2 as well */ }
 #endif
-}
 
 EXPORT int foveal_frames_sizes(int64_t dim, int64_t *sizes) { /* codes of keys, of values, scales of keys, of values */
     if (dim < 1 || dim > MOST_DIM) return BAD_ARGUMENT;

@@ -276,6 +276,7 @@ def test_submitting_while_it_closes_says_that_it_is_closed(monkeypatch: pytest.M
     monkeypatch.setattr(made._workers, "submit", lambda *work: (made.close(), submit(*work))[1])
     with pytest.raises(EngineError, match="the engine is closed"):
         made.submit(Request(prompt, GREEDY))
+    assert_no_trace(made)
 
 
 def test_a_picture_is_prepared_before_the_first_comes(monkeypatch: pytest.MonkeyPatch) -> None:
