@@ -36,6 +36,10 @@ class CellTargets:
         """Put those of several pictures behind one another."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
+    def take(self, first: int, last: int) -> CellTargets:
+        """Keep those of tokens first..last, the last one out."""
+        return type(self)(*(getattr(self, field.name)[first:last] for field in fields(self)))
+
 
 def cell_targets(item: Item, patches: Patches, vision: VisionConfig) -> CellTargets:
     """Make the targets of a picture or a clip."""

@@ -26,6 +26,7 @@ from foveal.train.view import View
 from foveal.world import (
     CASE_KINDS,
     CASE_QUESTIONS,
+    CLIP_CASES,
     CLIP_KINDS,
     PICTURE_KINDS,
     QUESTION_KINDS,
@@ -69,6 +70,13 @@ class Example:
         """The only picture or clip."""
         (patches,) = self.media
         return patches
+
+    def cells_by_medium(self) -> Iterator[CellTargets]:
+        """Yield the targets of each picture or clip."""
+        first = 0
+        for patches in self.media:
+            yield self.cells.take(first, first + patches.num_tokens)
+            first += patches.num_tokens
 
 
 class ExampleMaker:
@@ -163,6 +171,11 @@ class Mix:
     case_kinds: tuple[tuple[str, float], ...] = tuple((kind, 1.0) for kind in CASE_KINDS)
     more: int = 0
     thinking: float = 0.75
+
+    def of_pictures(self) -> Mix:
+        """Leave the clips out."""
+        kinds = tuple((kind, weight) for kind, weight in self.case_kinds if kind not in CLIP_CASES)
+        return replace(self, clip_share=0.0, case_kinds=kinds)
 
     def of_one_size(self, seed: int) -> Mix:
         """Fix the size of all pictures, and that of all clips, by a seed."""

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveal.batch import Batch, PatchBatch
-from foveal.errors import CheckpointError, ConfigError
+from foveal.errors import CheckpointError
 from foveal.model import Qwen3VL
 from foveal.train import checkpoint
 from foveal.train.data import ASKED, IGNORE, Example, ExampleMaker, Feed, Mix
@@ -63,10 +63,6 @@ class Stage:
     evidence: float = 0.0
     vision: float = 1.0
     tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.teacher and self.mix.cases:
-            raise ConfigError("the teacher looks at pictures of one size, which cases have not; a stage has one or the other")
 
 
 @dataclass(frozen=True)
@@ -192,11 +188,11 @@ class Trainer:
 
     def _find_teacher(self, stage: Stage) -> Teacher | None:
         """Read the teacher, or train it first, on pictures whose seeds lie beyond the run's. None when asked to stop."""
-        feed = Feed(self.maker, stage.batch_size, 10**8, replace(stage.mix, clip_share=0.0), dict(self.weights))
+        feed = Feed(self.maker, stage.batch_size, 10**8, stage.mix.of_pictures(), dict(self.weights))
         batches = itertools.takewhile(lambda _: not self._stopping, feed)
-        patch, steps, seed = self.model.config.vision.patch_size, self.settings.teacher_steps, self.settings.seed
+        steps, seed = self.settings.teacher_steps, self.settings.seed
         try:
-            return trained_teacher(self.folder, batches, patch, steps, dtype=self.model.dtype, seed=seed)
+            return trained_teacher(self.folder, batches, steps, dtype=self.model.dtype, seed=seed)
         finally:
             feed.close()
 
@@ -228,7 +224,7 @@ class Trainer:
         loss = torch.zeros(())
         metrics: dict[str, float] = {}
         if self.teacher is not None and stage.teacher:
-            lessons = self.lessons(self.teacher, examples, self.model.config.vision.patch_size)
+            lessons = self.lessons(self.teacher, examples)
             loss = loss + stage.teacher * lessons
             metrics["lessons"] = lessons.item()
         if stage.dense:

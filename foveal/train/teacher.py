@@ -8,10 +8,13 @@ the middle, as in FitNets). It is used in training only.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.model.vision import VisionModel
+from foveal.patches import Patches
 from foveal.train import checkpoint
 from foveal.train.data import Example
 from foveal.train.dense import CLASSES, class_weights
@@ -26,6 +30,7 @@ from foveal.train.listen import Listener
 
 FILE, LOG, LOG_EVERY = "teacher.safetensors", "teacher.jsonl", 20
 LOW, HIGH = 128, 256  # channels at half a patch, and at a patch
+CROP, CROPS = 10, 4  # patches a side of what it learns from, and how many of one picture
 
 
 def _layer(inside: int, out: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -49,32 +54,77 @@ class Teacher(nn.Module):
         return low, self.high(low)
 
 
-def pictures(examples: Sequence[Example], patch: int) -> Tensor:
-    """Put the patches of still pictures of one size together again. Return (N, 3, H, W) float32 in -1..1."""
-    rows, columns = examples[0].patches.grids[0]
-    out = torch.empty(len(examples), rows, columns, 3, patch, patch)
-    at, coords = _places(examples)
-    pixels = torch.from_numpy(np.stack([e.patches.pixels for e in examples]))
-    out[at, coords[..., 1], coords[..., 2]] = pixels.view(len(examples), -1, 3, patch, patch).float() / 127.5 - 1
-    return out.permute(0, 3, 1, 4, 2, 5).reshape(len(examples), 3, rows * patch, columns * patch)
+def pictures(stills: Sequence[Patches]) -> Tensor:
+    """Put the patches of N pictures of one size together again. Return (N, 3, H, W) float32 in -1..1."""
+    (rows, columns), patch = stills[0].grids[0], math.isqrt(stills[0].pixels.shape[1] // 3)
+    out = torch.empty(len(stills), rows, columns, 3, patch, patch)
+    at, coords = _places(stills)
+    pixels = torch.from_numpy(np.stack([still.pixels for still in stills]))
+    out[at, coords[..., 1], coords[..., 2]] = pixels.view(len(stills), -1, 3, patch, patch).float() / 127.5 - 1
+    out = out.permute(0, 3, 1, 4, 2, 5).reshape(len(stills), 3, rows * patch, columns * patch)
+    return out.contiguous(memory_format=torch.channels_last)
 
 
-def _places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    coords = torch.from_numpy(np.stack([e.patches.coords for e in examples])).long()
-    return torch.arange(len(examples))[:, None], coords
+def _places(stills: Sequence[Patches]) -> tuple[Tensor, Tensor]:
+    coords = torch.from_numpy(np.stack([still.coords for still in stills])).long()
+    return torch.arange(len(stills))[:, None], coords
 
 
-def by_patch(features: Tensor, examples: Sequence[Example], per_side: int) -> Tensor:
+def by_patch(features: Tensor, stills: Sequence[Patches], per_side: int) -> Tensor:
     """Read a map (N, C, rows*s, columns*s) at every patch, in the patches' own order. Return (P, s*s, C)."""
-    at, coords = _places(examples)
+    at, coords = _places(stills)
     n, c, height, width = features.shape
     s = per_side
     grid = features.reshape(n, c, height // s, s, width // s, s).permute(0, 2, 4, 3, 5, 1)
     return grid[at, coords[..., 1], coords[..., 2]].flatten(0, 1).reshape(-1, s * s, c)
 
 
+class Crop(NamedTuple):
+    """A window of a picture, S patches a side: pixels (3, S*p, S*p), kinds and colours (S, S), characters (2S, 2S)."""
+
+    pixels: Tensor
+    kinds: Tensor
+    colours: Tensor
+    chars: Tensor
+
+
+def crops(examples: Sequence[Example]) -> list[Crop]:
+    """Cut windows of one size out of all pictures: of each, up to CROPS that show most of things and characters.
+
+    Pictures differ in size, and a batch is of one; what is cut at an edge is half seen, and whole in another window.
+    """
+    stills = [(patches, cells) for e in examples for patches, cells in zip(e.media, e.cells_by_medium(), strict=True)]
+    stills = [(patches, cells) for patches, cells in stills if patches.kind == "image"]
+    side = min(CROP, *(min(patches.grids[0]) for patches, _ in stills))
+    found = []
+    for patches, cells in stills:
+        (pixels,) = pictures([patches])
+        patch = pixels.shape[1] // patches.grids[0][0]
+        rows, columns = patches.coords[:, 1], patches.coords[:, 2]
+        classes = np.empty((*patches.grids[0], 2), np.int64)
+        classes[rows, columns] = cells.classes.reshape(len(rows), 2)
+        quarters = np.empty((*patches.grids[0], 2, 2), np.int64)
+        quarters[rows, columns] = cells.chars.reshape(len(rows), 2, 2)
+        chars = quarters.transpose(0, 2, 1, 3).reshape(2 * classes.shape[0], 2 * classes.shape[1])
+        shown = (classes[..., 0] > 0) + (quarters > 0).sum((2, 3))
+        corners = [(y, x) for y in _starts(classes.shape[0], side) for x in _starts(classes.shape[1], side)]
+        corners.sort(key=lambda corner: -shown[corner[0] : corner[0] + side, corner[1] : corner[1] + side].sum())
+        for y, x in corners[:CROPS]:
+            window = slice(y, y + side), slice(x, x + side)
+            finer = slice(2 * y, 2 * (y + side)), slice(2 * x, 2 * (x + side))
+            seen = pixels[:, y * patch : (y + side) * patch, x * patch : (x + side) * patch]
+            named = (torch.from_numpy(part) for part in (*np.moveaxis(classes[window], 2, 0), chars[finer]))
+            found.append(Crop(seen, *named))
+    return found
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Place as many windows as are needed to cover a length, evenly."""
+    return np.linspace(0, length - side, -(-length // side)).round().astype(int).tolist()
+
+
 def trained_teacher(
-    folder: Path, batches: Iterable[list[Example]], patch: int, steps: int, *, dtype: torch.dtype, seed: int, lr: float = 2e-3
+    folder: Path, batches: Iterable[list[Example]], steps: int, *, dtype: torch.dtype, seed: int, lr: float = 2e-3
 ) -> Teacher | None:  # fmt: skip
     """Return the teacher a run keeps in its folder, trained first, with products in `dtype`, if it is not there.
 
@@ -91,7 +141,7 @@ def trained_teacher(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)
     weights, step = class_weights(), 0
     for step, examples in zip(range(1, steps + 1), batches, strict=False):
-        loss, metrics = _label_loss(teacher, examples, patch, dtype, weights)
+        loss, metrics = _label_loss(teacher, examples, dtype, weights)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -108,22 +158,19 @@ def trained_teacher(
 
 
 def _label_loss(
-    teacher: Teacher, examples: Sequence[Example], patch: int, dtype: torch.dtype, weights: Sequence[Tensor]
+    teacher: Teacher, examples: Sequence[Example], dtype: torch.dtype, weights: Sequence[Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss on kinds, colours and characters, and the shares of those shown that are named right."""
-    seen = pictures(examples, patch).contiguous(memory_format=torch.channels_last)
+    pixels, *truths = (torch.stack(part) for part in zip(*crops(examples), strict=True))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        low, high = teacher(seen)
-        thing, char = teacher.thing(high).float(), teacher.char(low).float()
-    kind, colour = by_patch(thing, examples, 1)[:, 0].split(CLASSES[:2], dim=-1)
-    classes = torch.from_numpy(np.concatenate([e.cells.classes for e in examples])).flatten(0, 1)
-    chars = torch.from_numpy(np.concatenate([e.cells.chars for e in examples])).flatten()
-    scores = {"kind": kind, "colour": colour, "char": by_patch(char, examples, 2).flatten(0, 1)}
+        low, high = teacher(pixels.contiguous(memory_format=torch.channels_last))
+        kind, colour = teacher.thing(high).float().split(CLASSES[:2], dim=1)
+        char = teacher.char(low).float()
     loss, right = torch.zeros(()), {}
-    for (name, said), truth, weight in zip(scores.items(), (*classes.unbind(-1), chars), weights, strict=True):
+    for name, said, truth, weight in zip(("kind", "colour", "char"), (kind, colour, char), truths, weights, strict=True):
         loss = loss + F.cross_entropy(said, truth, weight=weight)
         if bool((shown := truth > 0).any()):
-            right[name] = round((said.detach().argmax(-1) == truth)[shown].float().mean().item(), 4)
+            right[name] = round((said.detach().argmax(1) == truth)[shown].float().mean().item(), 4)
     return loss, right
 
 
@@ -139,20 +186,25 @@ class Lessons(nn.Module):
         self.blocks = (depth // 8, depth // 2, depth - 1)
         self.listener = Listener({i: vision.blocks[i] for i in self.blocks})
 
-    def forward(self, teacher: Teacher, examples: Sequence[Example], patch: int) -> Tensor:
+    def forward(self, teacher: Teacher, examples: Sequence[Example]) -> Tensor:
         """Return the mean squared error over the teacher's variance, summed over blocks, for what was just encoded.
 
         Only the still pictures count, which come first among the examples: the teacher knows no clips.
         """
         heard = self.listener.take()
-        stills = [e for e in examples if e.patches.kind == "image"]
-        loss, rows = torch.zeros(()), sum(len(e.patches.pixels) for e in stills)
+        stills = [patches for e in examples for patches in e.media if patches.kind == "image"]
+        loss, rows = torch.zeros(()), sum(len(patches.pixels) for patches in stills)
         if not rows:
             return loss
+        lows, highs = [], []
         with torch.no_grad():
-            low, high = teacher(pictures(stills, patch))
-            targets = by_patch(low, stills, 2).flatten(1), by_patch(high, stills, 1)[:, 0]
-        for i, head, target in zip(self.blocks, (self.low, *self.high), (targets[0], targets[1], targets[1]), strict=True):
+            for _, group in itertools.groupby(stills, key=lambda patches: patches.grids):
+                alike = list(group)
+                low, high = teacher(pictures(alike))
+                lows.append(by_patch(low, alike, 2).flatten(1))
+                highs.append(by_patch(high, alike, 1)[:, 0])
+            low, high = torch.cat(lows), torch.cat(highs)
+        for i, head, target in zip(self.blocks, (self.low, *self.high), (low, high, high), strict=True):
             said = heard[i][1][:rows].float()
             out = head(F.layer_norm(said, said.shape[-1:]))
             loss = loss + F.mse_loss(out, target) / target.var()

@@ -1,6 +1,6 @@
 """Generated pictures and clips with exact ground truth, for training and for measuring."""
 
-from foveal.world.cases import CASE_KINDS, CASE_QUESTIONS, Case, full_name, make
+from foveal.world.cases import CASE_KINDS, CASE_QUESTIONS, CLIP_CASES, Case, full_name, make
 from foveal.world.clips import save_clip
 from foveal.world.difficulty import (
     CLIP_KINDS,
@@ -22,6 +22,7 @@ __all__ = [
     "CASE_KINDS",
     "CASE_QUESTIONS",
     "CHAR_CLASSES",
+    "CLIP_CASES",
     "CLIP_KINDS",
     "COLOUR_CLASSES",
     "EASY",

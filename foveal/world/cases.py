@@ -8,7 +8,7 @@ from typing import Any
 
 from foveal.errors import ConfigError
 from foveal.world.items import Item
-from foveal.world.kinds import KINDS, QUESTIONS
+from foveal.world.kinds import FILMS, KINDS, QUESTIONS
 from foveal.world.kinds.tools import some
 from foveal.world.questions import Question
 from foveal.world.scene import generator
@@ -51,6 +51,8 @@ def full_name(kind: str, asked: str) -> str:
 
 
 CASE_KINDS: tuple[str, ...] = tuple(KINDS)
+CLIP_CASES = FILMS
+"""The kinds of cases that are about clips."""
 CASE_QUESTIONS: dict[str, tuple[str, ...]] = {
     kind: tuple(full_name(kind, asked) for asked in QUESTIONS[kind]) for kind in KINDS
 }

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 from foveal.errors import ConfigError
 from foveal.world.colours import COLOURS
+from foveal.world.emoji import EMOJI
 from foveal.world.outlines import ICONS, SHAPES
 from foveal.world.stamps import FONTS
 
 SHAPE_KINDS: tuple[str, ...] = tuple(SHAPES)
 ICON_KINDS: tuple[str, ...] = tuple(ICONS)
 FAMILIES: tuple[str, ...] = ("shape", "icon", "number", "word")
-KIND_CLASSES: tuple[str, ...] = ("none", *SHAPE_KINDS, *ICON_KINDS, "number", "word")
+KIND_CLASSES: tuple[str, ...] = ("none", *SHAPE_KINDS, *ICON_KINDS, "number", "word", *EMOJI)
 COLOUR_CLASSES: tuple[str, ...] = ("none", *COLOURS)
 WORDS: tuple[str, ...] = (
     "apple", "bird", "blue", "book", "bread", "bus", "cake", "cat", "city", "cold", "cow", "day", "dog", "door", "eat",

@@ -61,7 +61,7 @@ def cell_labels(
     things = item.things
     winner, count = _vote(cells(object_map) + 1, max(2, len(things) + 1))
     winner = np.where(count >= min_cover * points, winner, 0)
-    kinds = np.array([0, *(_KIND.get(thing.kind, 0) for thing in things)])  # an emoji or a panel is of no kind
+    kinds = np.array([0, *(_KIND.get(thing.kind, 0) for thing in things)])  # a panel is of no kind
     colours = np.array([0, *(_COLOUR.get(thing.colour, 0) for thing in things)])  # nor is paper one of the colours
     looked = cells(char_map)
     if looked.any():

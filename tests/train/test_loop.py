@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foveal.config import ModelConfig
-from foveal.errors import CheckpointError, ConfigError
+from foveal.errors import CheckpointError
 from foveal.generate import Pipeline
 from foveal.model import Qwen3VL
 from foveal.train import checkpoint, teacher
@@ -197,9 +197,12 @@ def test_both_editions_are_learned(tiny: Tiny, tmp_path: Path) -> None:
     assert all(0 < line["tokens"] <= 900 and 1 <= line["examples"] <= 8 for line in lines)
 
 
-def test_a_teacher_and_cases_do_not_go_together() -> None:
-    with pytest.raises(ConfigError, match="pictures of one size"):
-        Stage(1.0, Mix(EASY, cases=0.5), 2, answers=1.0, dense=1.0, teacher=1.0)
+def test_a_teacher_helps_with_both_editions(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _second(tiny, tmp_path, 2)
+    trainer.stages = [replace(stage, teacher=1.0) for stage in trainer.stages]
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["lessons"] > 0 and lines[-1]["loss"] > 0 and (tmp_path / teacher.FILE).exists()
 
 
 def test_a_run_goes_on_with_its_own_budget(tiny: Tiny, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from foveal.train.data import ASKED, IGNORE, Example, ExampleMaker, Feed, Mix, m
 from foveal.train.looks import AGAIN, ANSWER, WORDS
 from foveal.train.told import WRITTEN, letters
 from foveal.train.view import View
-from foveal.world import CASE_KINDS, CASE_QUESTIONS, CHAR_CLASSES, EASY, QUESTION_KINDS, Case, full_name, make
+from foveal.world import CASE_KINDS, CASE_QUESTIONS, CHAR_CLASSES, CLIP_CASES, EASY, QUESTION_KINDS, Case, full_name, make
 
 Tiny = tuple[ModelConfig, ExampleMaker]
 WEIGHTS = dict.fromkeys((*QUESTION_KINDS, *CASE_KINDS), 1.0)
@@ -209,6 +209,13 @@ def test_a_mix_draws_from_both_editions() -> None:
     assert [one.kind for one in asked_more if isinstance(one, Case)].count("order") > kinds.count("needle")
 
 
+def test_a_mix_of_pictures_has_no_clips() -> None:
+    mix = Mix(EASY, 0.5, cases=0.5).of_pictures()
+    drawn = [make_subject(seed, mix, WEIGHTS) for seed in range(60)]
+    assert {item.kind for one in drawn for item in (one.items if isinstance(one, Case) else (one,))} == {"image"}
+    assert {item.kind for kind in CLIP_CASES for item in make(kind, 0).items} == {"video"}
+
+
 def test_batches_are_bounded_by_tokens_and_a_feed_goes_on_where_one_ended(tiny: Tiny) -> None:
     _, maker = tiny
     mix = Mix(EASY, 0.3, cases=0.7)
@@ -233,7 +240,9 @@ def test_batches_are_bounded_by_tokens_and_a_feed_goes_on_where_one_ended(tiny: 
 
 
 def test_the_recipe_asks_for_every_kind_and_its_longest_examples_fit() -> None:
-    (stage,) = mini.second_stages()
-    assert {kind for kind, _ in stage.mix.case_kinds} == set(CASE_KINDS) and 0 < stage.mix.cases < 1
+    seeing, *answering = mini.second_stages()
+    assert not seeing.answers and seeing.teacher and not {kind for kind, _ in seeing.mix.case_kinds} & set(CLIP_CASES)
+    for stage in answering:
+        assert {kind for kind, _ in stage.mix.case_kinds} == set(CASE_KINDS) and 0 < stage.mix.cases < 1
     # Four pictures, or a clip, with the longest text, are the longest there is; two of them fit a batch.
     assert stage.tokens is not None and 2 * (4 * mini.SECOND_BUDGET.image[1] + 350) <= stage.tokens

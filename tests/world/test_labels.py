@@ -16,6 +16,7 @@ from foveal.world import (
     picture_item,
 )
 from foveal.world.draw import paint
+from foveal.world.emoji import EMOJI
 from foveal.world.scene import Background, Scene, Thing
 from foveal.world.stamps import outline_stamp, text_stamp
 
@@ -34,7 +35,7 @@ def square(x: int, y: int, side: int = 32, colour: str = "red") -> Thing:
 def test_class_lists_start_with_none_and_repeat_nothing() -> None:
     for names in (KIND_CLASSES, COLOUR_CLASSES, CHAR_CLASSES):
         assert names[0] == "none" and len(set(names)) == len(names)
-    assert len(KIND_CLASSES) == 1 + 11 + 12 + 2 and len(COLOUR_CLASSES) == 13 and len(CHAR_CLASSES) == 37
+    assert len(KIND_CLASSES) == 1 + 11 + 12 + 2 + len(EMOJI) and len(COLOUR_CLASSES) == 13 and len(CHAR_CLASSES) == 37
 
 
 def test_a_square_names_exactly_its_cells() -> None:
@@ -124,3 +125,11 @@ def test_pages_name_characters_and_no_kinds_of_panels() -> None:
         inks = {thing.colour for thing in item.things} | {"none"}
         assert {COLOUR_CLASSES[i] for i in np.unique(found.colour)} <= inks
         assert (found.char > 0).any() == (kind != "emoji")
+
+
+def test_an_emoji_is_named_where_it_is() -> None:
+    for seed in range(4):
+        (item,) = make("emoji", seed).items
+        labels = cell_labels(item)
+        drawn = {thing.kind for thing in item.things if thing.kind in EMOJI}
+        assert drawn and {KIND_CLASSES[k] for k in np.unique(labels.kind) if k} == drawn

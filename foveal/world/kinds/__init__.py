@@ -34,6 +34,8 @@ KINDS: dict[str, Callable[[np.random.Generator, Material], Made]] = {
     "glimpse": glimpse,
 }
 
+FILMS = ("event", "order", "glimpse")  # those that are about clips; all others are about pictures
+
 # The kinds of questions that each may ask.
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "receipt": ("receipt_total", "receipt_price", "receipt_shop", "receipt_date", "receipt_quantity"),
