@@ -27,7 +27,8 @@ class FileTask:
     """Records of a JSON or JSONL file in any format `foveal train` reads; the last answer of each is the reference.
 
     A record may have `answers` (more references), `scorer` (else `scorer`, else by the reference's form) and `evidence`
-    ({"boxes": [[x1, y1, x2, y2]], "frames": [...], "span_s": [from, to], "pictures": [...]}), which must be in its media.
+    ({"boxes": [[x1, y1, x2, y2]], "frames": [...], "span_s": [from, to], "pictures": [...]}), which must be in its media; a
+    list of those has one for each answer, as `foveal world` writes them, and the last is meant.
     """
 
     name: str
@@ -80,7 +81,8 @@ class FileTask:
                 raise DataError("the record has tools, which an examination cannot call; take them out")
             references = _references(last, record)
             scorer = _scorer(record.get("scorer"), self.scorer, references)
-            evidence = _evidence(record.get("evidence"), split_media(messages)[1])
+            answers = sum(message["role"] == "assistant" for message in said.messages)
+            evidence = _evidence(_last(record.get("evidence"), answers), split_media(messages)[1])
         except FovealError as error:
             raise DataError(f"{place}: {error}") from error
 
@@ -105,6 +107,15 @@ def _scorer(own: Any, asked: str | None, references: Sequence[str]) -> str:
     if not isinstance(name, str) or name not in SCORERS:
         raise DataError(f"the scorer is {name!r}; expected one of {', '.join(SCORERS)}")
     return name
+
+
+def _last(evidence: Any, answers: int) -> Any:
+    """Take the last answer's evidence of a list, which has one for each answer."""
+    if not isinstance(evidence, list):
+        return evidence
+    if len(evidence) != answers:
+        raise DataError(f"evidence is a list of {len(evidence)} for {answers} answers; give one for each, or the last alone")
+    return evidence[-1]
 
 
 def _evidence(value: Any, media: Sequence[MediaPart]) -> Evidence:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from foveal.evaluate import open_tasks
 from foveal.finetune.formats import read_record
-from foveal.world import make
+from foveal.world import CASE_KINDS, make
 from tests.command import Run
 
 
@@ -22,6 +23,14 @@ def test_a_folder_of_cases(run_foveal: Run, tmp_path: Path) -> None:
         media = [part[part["type"]] for part in messages[0]["content"] if part["type"] != "text"]
         assert len(media) == len(case.items) and all(Path(path).is_file() for path in media)
         assert len(record["evidence"]) == len(case.questions)
+
+
+def test_an_examination_reads_every_kind(run_foveal: Run, tmp_path: Path) -> None:
+    assert run_foveal("world", tmp_path / "out", "--count", len(CASE_KINDS), "--seed", 3).code == 0
+    (task,) = open_tasks([str(tmp_path / "out" / "data.jsonl")])
+    for number, (kind, item) in enumerate(zip(CASE_KINDS, task, strict=True)):
+        last = make(kind, 3 + number).questions[-1]
+        assert item.references == (last.answer,) and item.evidence.boxes == last.boxes
 
 
 def test_refusals(run_foveal: Run, tmp_path: Path) -> None:

@@ -166,6 +166,16 @@ def test_evidence_is_in_the_media(tmp_path: Path, evidence: Any, says: str) -> N
         open_tasks([write(tmp_path, good, chat("<image><video>what?", "red", **both, evidence=evidence))])
 
 
+def test_a_list_of_evidence_has_one_for_each_answer(tmp_path: Path) -> None:
+    two = [{"from": who, "value": said} for who, said in (("human", "<image>a?"), ("gpt", "b"), ("human", "c?"), ("gpt", "d"))]
+    record = {"image": "a.png", "conversations": two}
+    (task,) = open_tasks([write(tmp_path, record | {"evidence": [{"boxes": [BOX]}, {"boxes": [[2, 3, 4, 5]]}]})])
+    (item,) = task
+    assert item.evidence.boxes == ((2.0, 3.0, 4.0, 5.0),)
+    with pytest.raises(DataError, match="evidence is a list of 1 for 2 answers; give one for each"):
+        open_tasks([write(tmp_path, record | {"evidence": [{"boxes": [BOX]}]})])
+
+
 def test_evidence_needs_media_and_a_list_of_pictures_counts_its_frames(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="evidence names boxes, and the question has 0 pictures and clips"):
         open_tasks([write(tmp_path, chat("what?", "red", evidence={"boxes": [BOX]}))])
