@@ -23,7 +23,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--image-tokens", type=int, nargs=2, metavar=("MIN", "MAX"),
-        help="vision tokens of one picture, at least and at most; default: as the edition's recipe says",
+        help="vision tokens of one picture, at least and at most; default: as the recipe says",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -51,9 +51,7 @@ def main() -> None:
     file = mini.folder_tokenizer(args.folder, args.start)
     config = mini.config(tokenizers.Tokenizer.from_file(str(file)))
     tokenizer = Tokenizer.from_file(file)
-    budget = mini.SECOND_BUDGET if args.edition == 2 else mini.BUDGET
-    if args.image_tokens:
-        budget = replace(budget, image=tuple(args.image_tokens))
+    budget = replace(mini.BUDGET, image=tuple(args.image_tokens)) if args.image_tokens else mini.BUDGET
     maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), budget)
     model = Qwen3VL(config)
     settings = mini.further_settings(args.steps) if args.start else Settings(args.steps)

@@ -155,9 +155,10 @@ def test_export_is_a_whole_checkpoint(tmp_path: Path) -> None:
     mini.folder_tokenizer(later)
     checkpoint.save(later, {name: 3 * p for name, p in masters.items()}, {})
     export([run, later], tmp_path / "mean")
-    checkpoint.save(later, {name: 3 * p for name, p in masters.items()}, {"budget": asdict(mini.SECOND_BUDGET)})
+    larger = replace(mini.BUDGET, image=(100, 256))
+    checkpoint.save(later, {name: 3 * p for name, p in masters.items()}, {"budget": asdict(larger)})
     export([later], tmp_path / "second")
-    assert Pipeline.load(tmp_path / "second").processor.budget == mini.SECOND_BUDGET
+    assert Pipeline.load(tmp_path / "second").processor.budget == larger
     for name, p in Pipeline.load(tmp_path / "mean").model.named_parameters():
         assert torch.equal(p, (2 * masters[f"master.{name}"]).half().float()), name
     (later / "tokenizer.json").write_text("{}")
