@@ -3,8 +3,8 @@
 usage: python bench/embedded.py [--model DIR] [--items 500] [--difficulty world|wide] [--kinds colour,shape,...] [--jobs 2]
 
 "world" is what the model is trained for (foveal.train.mini.world), "wide" what the generator can make: larger pictures,
-smaller text, longer clips. Prints a table and, last, one JSON line; --keep writes bench/results/DATE-embedded-DIFFICULTY.json
-and a picture of the weakest kind's errors.
+smaller text, longer clips; it concerns the first edition's kinds. Prints a table and, last, one JSON line; --keep writes
+bench/results/DATE-embedded-DIFFICULTY.json and a picture of the errors of the kind that is furthest below its bar.
 """
 
 from __future__ import annotations
@@ -25,19 +25,32 @@ import foveal
 from foveal.evaluate import Local, Task, answered, open_tasks
 from foveal.sampler import Sampling
 
-BARS = {"colour": 0.95, "shape": 0.95, "count": 0.90, "relation": 0.90, "read_number": 0.80, "box": 0.80,
-        "appear_time": 0.70, "first": 0.70}  # fmt: skip
-ALSO = ("icon", "read_word", "describe", "vanish_time", "moves", "clip_colour", "clip_count", "timeline")
-TASKS = {"relation": "left_right"}  # the bar speaks of left and right
+BARS = {
+    "first": {"count": 0.90, "read_number": 0.80, "appear_time": 0.70, "first": 0.70},
+    "second": {
+        "colour": 0.97, "shape": 0.97, "left_right": 0.95, "box": 0.90, "read_word": 0.80, "reasoned_count": 0.92,
+        "absent_one": 0.90, "event_appear_time": 0.85, "event_vanish_time": 0.85, "order_list": 0.90, "emoji_name": 0.80,
+        "needle_16px": 0.85, "receipt_total": 0.75,
+    },
+}  # fmt: skip
+"""What is wanted of each kind that has a bar, by edition; where both have one, the second's, which is higher."""
+
+ALSO = ("icon", "describe", "vanish_time", "moves", "clip_colour", "clip_count", "timeline")
+F1 = {"absent_one": "f1 no"}  # bars that are not of what is right
 RESULTS = Path(__file__).parent / "results"
 
 Wrong = list[tuple[str, str]]
 """Ids of items that were answered wrongly, and the answers."""
 
 
+def bar_of(kind: str) -> float | None:
+    """Find what is wanted of a kind."""
+    return next((bars[kind] for bars in BARS.values() if kind in bars), None)
+
+
 def task_of(kind: str, count: int, level: str) -> Task:
     """Make the task of a kind: items of the test split, none ever trained on."""
-    (task,) = open_tasks([TASKS.get(kind, kind)], items=count, level=level)
+    (task,) = open_tasks([kind], items=count, level=level)
     return task
 
 
@@ -46,17 +59,22 @@ def examine(name: str | None, kind: str, count: int, level: str) -> tuple[dict[s
     import torch
 
     torch.set_num_threads(1)
-    model = Local(foveal.load(name), Sampling(max_tokens=160))
+    model = Local(foveal.load(name), Sampling(max_tokens=256))
     right, wrong = 0, []
+    hits, both = 0.0, 0.0
     started = time.perf_counter()
     for item, said in answered(model, task_of(kind, count, level)):
-        if item.score(said.text)["right"][0] == 1:
+        scores = item.score(said.text)
+        top, bottom = scores.get(F1.get(kind, "right"), (0.0, 0.0))
+        hits, both = hits + top, both + bottom
+        if scores["right"][0] == 1:
             right += 1
         else:
             wrong.append((item.id, said.text))
     wrong.sort(key=lambda pair: int(pair[0].rpartition("/")[2]))  # by seed, whoever was answered first
     seconds = round(time.perf_counter() - started, 1)
-    return {"right": right, "of": count, "accuracy": right / count, "seconds": seconds}, wrong
+    value = hits / both if both else 0.0
+    return {"right": right, "of": count, "accuracy": right / count, "value": value, "seconds": seconds}, wrong
 
 
 def draw(kind: str, task: Task, wrong: Wrong, path: Path) -> None:
@@ -87,7 +105,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--difficulty", choices=("world", "wide"), default="world")
     parser.add_argument("--jobs", type=int, default=2, help="kinds examined at the same time")
-    parser.add_argument("--kinds", default=",".join((*BARS, *ALSO)))
+    parser.add_argument("--kinds", default=",".join((*BARS["second"], *BARS["first"], *ALSO)))
     parser.add_argument("--keep", action="store_true", help="write the result and the picture of the weakest kind")
     args = parser.parse_args()
     rows, failures = {}, {}
@@ -96,9 +114,10 @@ def main() -> None:
         results = [pool.submit(examine, args.model, kind, args.items, args.difficulty) for kind in kinds]
         for kind, future in zip(kinds, results, strict=True):
             result, failures[kind] = future.result()
-            rows[kind] = result | ({"bar": BARS[kind]} if kind in BARS else {})
-            bar = f"bar {BARS[kind]:.0%}" if kind in BARS else ""
-            print(f"{kind:12} {result['accuracy']:6.1%} of {result['of']}  {bar}", flush=True)
+            bar = bar_of(kind)
+            rows[kind] = result | ({} if bar is None else {"bar": bar})
+            wanted = "" if bar is None else f"bar {bar:.0%} of {F1.get(kind, 'right')}: {result['value']:.1%}"
+            print(f"{kind:18} {result['accuracy']:6.1%} of {result['of']}  {wanted}", flush=True)
     record = {
         "what": "embedded model, test split", "date": datetime.date.today().isoformat(), "difficulty": args.difficulty,
         "model": args.model or "embedded", "python": platform.python_version(), "kinds": rows,
@@ -106,7 +125,7 @@ def main() -> None:
     if args.keep:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{record['date']}-embedded-{args.difficulty}.json").write_text(json.dumps(record, indent=1) + "\n")
-        weakest = min((k for k in rows if k in BARS), key=lambda k: rows[k]["accuracy"] / BARS[k])
+        weakest = min((k for k in rows if "bar" in rows[k]), key=lambda k: rows[k]["value"] / rows[k]["bar"])
         task = task_of(weakest, args.items, args.difficulty)
         draw(weakest, task, failures[weakest], RESULTS / f"{record['date']}-embedded-{args.difficulty}-{weakest}.png")
     print(json.dumps(record))
