@@ -459,6 +459,37 @@ def embedded_model() -> Figure:
     return figure
 
 
+def embedded_second() -> Figure:
+    """Plot what was reached of every bar before and after the second edition was learned, and how it was learned."""
+    before, after = (
+        json.loads((RESULTS / f"2026-11-29-embedded-{name}.json").read_text())["kinds"]
+        for name in ("before-second", "after-second")
+    )
+    kinds = [kind for kind in after if "bar" in after[kind] and kind in before]
+    kinds.sort(key=lambda kind: after[kind]["value"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.8, 4.4), width_ratios=(1, 1.25))
+    for y, kind in enumerate(kinds):
+        left.plot([before[kind]["value"], after[kind]["value"]], [y, y], color="0.8", lw=2, zorder=1)
+        left.plot(after[kind]["bar"], y, "|", color="black", ms=14, mew=1.5, label="bar" if not y else None)
+        left.plot(before[kind]["value"], y, "o", color=TEXT, ms=5, label="before" if not y else None)
+        left.plot(after[kind]["value"], y, "o", color=IMAGE, ms=6, label="after" if not y else None)
+    left.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    left.set(xlim=(-0.03, 1.03), title="right, of fresh items")
+    left.legend(fontsize=8, frameon=False, loc="lower right")
+    log = [json.loads(line) for line in (RESULTS / "2026-11-29-embedded-training-fifth.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in log]
+    right.plot(steps, [line["cell_kind"] for line in log], color=TEXT, label="patch: kind, emoji too")
+    right.plot(steps, [line["cell_char"] for line in log], color=TEXT, ls=":", label="patch: character")
+    shown = ("colour", "relation", "count", "read_word", "absent_one", "event_appear_time", "order_list", "reasoned_count",
+             "emoji_name")  # fmt: skip
+    for i, kind in enumerate(shown):
+        right.plot(steps, [line["accuracy"][kind] for line in log], color=plt.get_cmap("tab10")(i), label=kind)
+    right.set(xlabel="step", ylim=(0, 1), title="the run: patches, then whole answers")
+    right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    return figure
+
+
 def quantization() -> Figure:
     """Colour a packed block by address, found by packing one weight at a time; plot measured errors beside it."""
     from foveal import kernels
@@ -739,6 +770,7 @@ DRAWN = (
     thinking,
     data_flow,
     embedded_model,
+    embedded_second,
     quantization,
     finetuning,
     world,
