@@ -475,7 +475,7 @@ def embedded_second() -> Figure:
         left.plot(after[kind]["value"], y, "o", color=IMAGE, ms=6, label="after" if not y else None)
     left.set_yticks(range(len(kinds)), kinds, fontsize=8)
     left.set(xlim=(-0.03, 1.03), title="right, of fresh items")
-    left.legend(fontsize=8, frameon=False, loc="lower right")
+    left.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3)
     log = [json.loads(line) for line in (RESULTS / "2026-11-29-embedded-training-fifth.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in log]
     right.plot(steps, [line["cell_kind"] for line in log], color=TEXT, label="patch: kind, emoji too")
