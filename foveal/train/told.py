@@ -21,7 +21,7 @@ TIMES = ("appear_time", "vanish_time", "glimpse_time")
 WRITTEN = (
     "receipt_total", "receipt_price", "receipt_shop", "receipt_date", "receipt_quantity", "form_value", "table_cell",
     "table_extreme", "table_name", "paragraph_title", "paragraph_after", "paragraph_line", "paragraph_marked",
-    "screen_value", "screen_title", "needle_code", "needle_key", "far_number", "glimpse_code",
+    "screen_value", "screen_title", "needle_code", "needle_key", "far_number", "glimpse_code", "read_word",
 )  # fmt: skip
 HEADS = 2  # of attention, that a stretch may tell where to look
 

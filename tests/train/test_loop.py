@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foveal.config import ModelConfig
-from foveal.errors import CheckpointError
+from foveal.errors import CheckpointError, ConfigError
 from foveal.generate import Pipeline
 from foveal.model import Qwen3VL
 from foveal.train import checkpoint, teacher
@@ -92,6 +92,18 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
     answers = [line["loss"] for line in lines if "loss" in line]
     assert dense[-1] < 0.9 * dense[0]
     assert answers[-1] < 0.9 * answers[0]
+
+
+def test_an_encoder_that_stands_still_is_looked_at_only(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, tmp_path)
+    trainer.stages = [Stage(1.0, Mix(EASY), 2, answers=1.0, dense=1.0, evidence=0.5, vision=0.0)]
+    before = {name: p.detach().clone() for name, p in trainer.optimiser.named.items()}
+    trainer.run()
+    moved = {name for name, p in trainer.optimiser.named.items() if not torch.equal(p, before[name])}
+    assert not any(name.startswith("visual.") for name in moved)
+    assert {name.partition(".")[0] for name in moved} == {"language_model", "dense", "evidence"}
+    with pytest.raises(ConfigError, match=r"teacher=2, but the encoder stands still"):
+        replace(trainer.stages[0], teacher=2.0)
 
 
 def test_a_bad_gradient_leaves_the_last_checkpoint(tiny: Tiny, tmp_path: Path) -> None:

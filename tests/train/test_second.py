@@ -20,7 +20,19 @@ from foveal.train.data import ASKED, IGNORE, Example, ExampleMaker, Feed, Mix, m
 from foveal.train.looks import AGAIN, ANSWER, WORDS
 from foveal.train.told import WRITTEN, letters
 from foveal.train.view import View
-from foveal.world import CASE_KINDS, CASE_QUESTIONS, CHAR_CLASSES, CLIP_CASES, EASY, QUESTION_KINDS, Case, full_name, make
+from foveal.world import (
+    CASE_KINDS,
+    CASE_QUESTIONS,
+    CHAR_CLASSES,
+    CLIP_CASES,
+    EASY,
+    QUESTION_KINDS,
+    Case,
+    Difficulty,
+    full_name,
+    make,
+    picture_item,
+)
 
 Tiny = tuple[ModelConfig, ExampleMaker]
 WEIGHTS = dict.fromkeys((*QUESTION_KINDS, *CASE_KINDS), 1.0)
@@ -125,10 +137,12 @@ def test_what_is_written_is_read_letter_by_letter(tiny: Tiny) -> None:
     config, maker = tiny
     maker = ExampleMaker(config, maker.tokenizer, maker.template, replace(maker.budget, image=(256, 256)))
     spelled = {name: 0 for name in WRITTEN}
-    for kind in ("receipt", "form", "table", "paragraph", "screen", "needle", "far"):
+    written = Difficulty(families=(("word", 1.0),), max_objects=3).asking(read_word=1)
+    for kind in ("receipt", "form", "table", "paragraph", "screen", "needle", "far", ""):
         for seed in range(12):
-            case = make(kind, seed)
-            example = maker(case)
+            item = picture_item(seed, written)  # of the first edition, where no kind is named
+            case = make(kind, seed) if kind else Case("", (item,), item.questions)
+            example = maker(case if kind else item)
             view = view_of(maker, config, case, example)
             at = dict(zip(view.slots.tolist(), view.coords.tolist(), strict=True))
             for turn, number in enumerate(in_order(case)):
@@ -240,7 +254,10 @@ def test_batches_are_bounded_by_tokens_and_a_feed_goes_on_where_one_ended(tiny: 
 
 
 def test_the_recipe_asks_for_every_kind_and_its_longest_examples_fit() -> None:
-    (stage,) = mini.second_stages()
-    assert {kind for kind, _ in stage.mix.case_kinds} == set(CASE_KINDS) and 0 < stage.mix.cases < 1
-    # Four pictures, or a clip, with the longest text, are the longest there is; two of them fit a batch.
-    assert stage.tokens is not None and 2 * (4 * mini.BUDGET.image[1] + 350) <= stage.tokens
+    *still, last = mini.second_stages()
+    assert {kind for kind, _ in last.mix.case_kinds} == set(CASE_KINDS) and last.vision
+    assert still and not any(stage.vision for stage in still)
+    for stage in (*still, last):
+        assert 0 < stage.mix.cases < 1
+        # Four pictures, or a clip, with the longest text, are the longest there is; two of them fit a batch.
+        assert stage.tokens is not None and 2 * (4 * mini.BUDGET.image[1] + 350) <= stage.tokens
