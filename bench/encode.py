@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import foveal
 from bench.core import photograph
-from bench.embedded import ALSO, BARS, task_of
-from bench.quantized import predicted
+from bench.embedded import FIRST, task_of
+from bench.quantized import scores
 from foveal import kernels
 from foveal.batch import PatchBatch
 from foveal.config import preset
@@ -168,13 +168,13 @@ def agreement(items: int) -> dict[str, Any]:
     plain = foveal.load()
     eight = quantize(copy.deepcopy(plain.model), 8)
     row = {"items_per_kind": items, "tokens": 0, "integers": 0, "attention by torch": 0, "alike": 0}
-    for kind in (*BARS, *ALSO):
+    for kind in FIRST:
         for item in task_of(kind, items, "world"):
             request = plain.processor(item.messages)
             ids = list(plain.run(request, Sampling(max_tokens=160)).answer.token_ids)
-            integers = predicted(eight, request, ids)
+            integers = scores(eight, request, ids).argmax(-1)
             with mock.patch.object(VisionAttention, "in_integers", False):
-                by_torch = predicted(eight, request, ids)
+                by_torch = scores(eight, request, ids).argmax(-1)
             row["tokens"] += len(ids)
             row["integers"] += int((integers == torch.tensor(ids)).sum())
             row["attention by torch"] += int((by_torch == torch.tensor(ids)).sum())

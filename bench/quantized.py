@@ -35,7 +35,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import foveal
-from bench.embedded import ALSO, BARS, task_of
+from bench.embedded import FIRST, task_of
 from foveal import kernels
 from foveal.batch import Batch
 from foveal.config import preset
@@ -113,7 +113,7 @@ def with_cache(pipeline: Pipeline, kind: str) -> Pipeline:
 def compared(plain: Pipeline, packed: dict[str, Pipeline], count: int) -> dict[str, Any]:
     """Hold pipelines against a plain one, on `count` items of each kind."""
     rows: dict[str, Any] = {}
-    for kind in (*BARS, *ALSO):
+    for kind in FIRST:
         row: dict[str, Any] = {"tokens": 0, "plain": 0} | dict.fromkeys(packed, 0)
         row["agree"] = dict.fromkeys(packed, 0)
         for item in task_of(kind, count, "world"):

@@ -116,3 +116,12 @@ def test_the_host_side_does_not_import_torch() -> None:
 def test_transformers_is_for_tests_only() -> None:
     for file in FILES:
         assert "transformers" not in {name.split(".")[0] for name in _imports(ast.parse(file.read_text()))}, file
+
+
+def test_scripts_find_what_they_import() -> None:
+    """What measures and draws is run rarely, so what it takes from the package and from its neighbours is looked for here."""
+    names = [f"{path.parent.name}.{path.stem}" for folder in ("bench", "docs") for path in (ROOT.parent / folder).glob("*.py")]
+    assert len(names) > 10
+    code = f"import importlib\nfor name in {sorted(names)}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
