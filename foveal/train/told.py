@@ -61,7 +61,7 @@ def told(question: Question, places: Sequence[Place], view: View) -> Iterator[To
         for head, place in enumerate(places):
             yield _at(0, len(answer), place, view, head)
         if kind in TIMES:
-            yield Told(0, len(answer), 1, (view.stamp(places[0]),))
+            yield from _time(answer, view.stamp(places[0]), view)
 
 
 def told_in_thought(question: Question, places: Sequence[Place], view: View) -> Iterator[Told]:
@@ -95,6 +95,17 @@ def _box(answer: str, place: Place, view: View) -> Iterator[Told]:
     for number, rows, end in zip(numbers, view.ends(place), at_ends, strict=True):
         yield Told(first, first + len(number), 0, (rows,), end)
         first += len(number) + 2
+
+
+def _time(answer: str, stamp: np.ndarray, view: View) -> Iterator[Told]:
+    """Each character of the number looks at its own in the timestamp, half a frame off; at all of it where 9.5 is said 10.0."""
+    number = answer.partition(" ")[0]
+    digits = stamp[1 : 1 + len(number)]  # after <; this tokenizer has a token for each digit
+    if len(stamp) == len(number) + 3:
+        for i, row in enumerate(digits):
+            yield Told(i, i + 1, 1, (np.array([row]),))
+    else:
+        yield Told(0, len(number), 1, (stamp,))
 
 
 def _written(answer: str, places: Sequence[Place], view: View) -> list[Place]:

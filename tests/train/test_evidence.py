@@ -89,15 +89,22 @@ def test_clips_are_looked_at_when_it_happens(tiny: Tiny, seed: int) -> None:
     example = maker(item)
     frame_of = dict(zip(np.flatnonzero(example.sequence.vision_rows >= 0), example.patches.coords[::4, 0], strict=True))
     for turn, question in enumerate(item.questions):
+        stamps: list[str] = []
         for look in asked(example, turn):
             if question.kind.endswith("_time") and look.head == 1:
                 (rows,) = look.parts
-                ids = [int(i) for i in example.sequence.token_ids[rows]]
-                said = b"".join(maker.tokenizer.token_bytes(i) for i in ids).decode()
-                assert said == f"<{example.patches.times_s[question.frames[0] // 2]:.1f} seconds>"
+                said = b"".join(maker.tokenizer.token_bytes(int(i)) for i in example.sequence.token_ids[rows]).decode()
+                stamp = f"<{example.patches.times_s[question.frames[0] // 2]:.1f} seconds>"
+                if len(rows) > 1:  # the answer has another number of digits
+                    assert said == stamp and len(stamp) != len(question.answer) + 2
+                else:
+                    stamps.append(said)
                 continue
             frame = question.frames[look.head]
             assert {int(frame_of[row]) for row in look.parts[0]} == {frame // 2}
+        if stamps:  # digit by digit
+            stamp = f"{example.patches.times_s[question.frames[0] // 2]:.1f}"
+            assert "".join(stamps) == stamp and len(stamp) == len(question.answer.partition(" ")[0])
         if question.kind in ("clip_count", "timeline"):
             assert not asked(example, turn)
 

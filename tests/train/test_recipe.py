@@ -18,9 +18,9 @@ from foveal.world import QUESTION_KINDS
 # Of the two first batches of each stage, since words are read letter by letter and asked about as often as shapes.
 DIGESTS = [
     "afa28093f39339adf62b8031452430c7d8c443d13de6fdfdf5a1e891727a5bbf",
-    "1aa06604ac455883fc3e789a35933164cac282939639e9ff06b959c660bcbc6d",
-    "9a9420bc2bfbcfd51ba540507d976acd5a4aeeb688c36ecb593cbe2561b68a8f",
-    "bcdef68a8a1afe8bc9df721d599cefb7051d765812d8333e7214c2ddabeae958",
+    "f0ff547ca6a6498a1826ec8ede94945b292e5a1b0ba39fda6ea61dbf6eb1aa9f",
+    "0697cf435d8f4754c6e00d5fcfeeca3de559a896bb242a5f16a21a1b41037ca3",
+    "bad21668d30dacf4ea04de86ae9c6f380e9255ed932ec13790708a4893fa1595",
 ]
 
 
