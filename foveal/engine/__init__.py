@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from foveal.engine.settings import Settings
 from foveal.engine.vision import VisionCache
 from foveal.errors import BusyError, CapacityError, EngineError
 from foveal.generate import Pipeline
+from foveal.media import Limits
 from foveal.model.paged import KVPool
 from foveal.processor import Request as Prompt
 from foveal.sampler import Sampling
@@ -40,6 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 GATHER_S = 0.25  # that encoding waits at most for media that are being read
+IDLE_S = 1.0  # that a thread with nothing to do sleeps at most: whose stream nobody holds is noticed then
 
 
 class Engine:
@@ -72,6 +76,7 @@ class Engine:
         self._mutex, self._stepping = threading.Lock(), threading.RLock()
         self._wake = threading.Event()
         self._workers = ThreadPoolExecutor(s.workers, thread_name_prefix="foveal-media", initializer=step_back)
+        self._typist = ThreadPoolExecutor(1, thread_name_prefix="foveal-text")  # prepares what has no media
         self._workers.submit(warm_up, pipeline.processor)
         self._closed = False
         self._gathering, self._gather_until_s = False, 0.0  # encoding waits for media that are being read, and until when
@@ -88,7 +93,7 @@ class Engine:
         with self._mutex:
             if self._closed:
                 raise EngineError("the engine is closed")
-            waiting = sum(1 for job in self._jobs if not job.samples)
+            waiting = sum(1 for job in self._jobs if not job.admitted)
             if waiting >= self.settings.max_waiting:
                 self.metrics.requests["refused"] += 1
                 raise BusyError(f"{waiting} requests wait already, the limit is {self.settings.max_waiting}; try again later")
@@ -99,13 +104,14 @@ class Engine:
             self.metrics.requests["submitted"] += 1
             self._jobs.add(job)
             if self.background and self._thread is None:
+                begin_serving()
                 self._thread = threading.Thread(target=self._loop, name="foveal-engine", daemon=True)
                 self._thread.start()
         stream = Stream(job, self)
         weakref.finalize(stream, _forgotten, weakref.ref(self), job.number).atexit = False
         if callable(request.prompt):
             try:
-                self._workers.submit(self._prepare, job)
+                job.preparing = (self._workers if request.reads else self._typist).submit(self._prepare, job)
             except RuntimeError:  # closed meanwhile, perhaps before it could end this job with the others
                 self._jobs.end(job)
                 raise EngineError("the engine is closed") from None
@@ -116,16 +122,20 @@ class Engine:
     def ask(self, question: str, *files: Any, sampling: Sampling | None = None, n: int = 1, logprobs: int | None = None,
             salt: str = "", **options: Any) -> Stream:  # fmt: skip
         """Submit a question about files, which worker threads read; options as of `Processor.ask`."""
-        processor = self.pipeline.processor
-        prompt = lambda: processor.ask(question, files, **options)  # noqa: E731
-        return self.submit(Request(prompt, sampling or self.pipeline.sampling(), n, logprobs, salt))
+        options, gone = _until_gone(options)
+        prompt = partial(self.pipeline.processor.ask, question, files, **options)
+        return self.submit(
+            Request(prompt, sampling or self.pipeline.sampling(), n, logprobs, salt, reads=bool(files), gone=gone)
+        )
 
     def chat(self, messages: SequenceOf[Mapping[str, Any]], *, sampling: Sampling | None = None, n: int = 1,
              logprobs: int | None = None, salt: str = "", **options: Any) -> Stream:  # fmt: skip
         """Submit a conversation in the form of the OpenAI API; options as of `Processor`."""
-        processor = self.pipeline.processor
-        prompt = lambda: processor(messages, **options)  # noqa: E731
-        return self.submit(Request(prompt, sampling or self.pipeline.sampling(), n, logprobs, salt))
+        options, gone = _until_gone(options)
+        prompt = partial(self.pipeline.processor, messages, **options)
+        # Parts of nothing but text are taken for media here, which costs a wait and no more.
+        reads = any(not isinstance(message, Mapping) or not isinstance(message.get("content"), str) for message in messages)
+        return self.submit(Request(prompt, sampling or self.pipeline.sampling(), n, logprobs, salt, reads=reads, gone=gone))
 
     def cancel(self, number: int) -> None:
         """End a request; see `Stream.cancel`."""
@@ -143,11 +153,12 @@ class Engine:
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
-        self._workers.shutdown(wait=True, cancel_futures=True)
         with self._stepping:
             self._drain()
             for job in self._jobs:
                 self._jobs.end(job, EngineError("the engine was closed before the reply ended"))
+        for workers in (self._workers, self._typist):
+            workers.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Engine:
         return self
@@ -215,6 +226,8 @@ class Engine:
 
     def _prepare(self, job: Job) -> None:
         """Read a job's media and work out its keys; in a worker thread where there is something to read."""
+        if job.done:
+            return
         try:
             prompt = job.request.prompt() if callable(job.request.prompt) else job.request.prompt
             if job.done:
@@ -228,10 +241,15 @@ class Engine:
             self._post(lambda: self._ready(job))
 
     def _ready(self, job: Job) -> None:
-        if not job.done:
+        if job.done:
+            job.release()
+            return
+        try:
             assert job.prompt is not None
             self.metrics.tokens["prompt"] += len(job.prompt.sequence)
             self.scheduler.add(self._jobs.sample(job, 0))
+        except Exception as error:  # its request's alone
+            self._jobs.end(job, error)
 
     # --- threads ----------------------------------------------------------------------------------------------------
 
@@ -248,7 +266,6 @@ class Engine:
         return moved
 
     def _loop(self) -> None:
-        begin_serving()
         try:
             self._serve()
         finally:
@@ -259,17 +276,27 @@ class Engine:
             self._wake.clear()
             try:
                 if not self.step():
-                    self._wake.wait(GATHER_S / 10 if self._gathering else None)
+                    self._wake.wait(GATHER_S / 10 if self._gathering else IDLE_S)
             except Exception as error:  # a bug of ours must not leave readers waiting
                 with self._stepping:
                     for job in self._jobs:
                         failure = EngineError(f"a step of the engine failed: {error!r}")
                         failure.__cause__ = error
                         self._jobs.end(job, failure)
-                self._wake.wait()  # nothing is left to do
+                self._wake.wait(IDLE_S)  # nothing is left to do
 
 
 def _forgotten(engine: weakref.ref[Engine], number: int) -> None:
-    """Nobody can read a stream any more: end its request."""
+    """Nobody can read a stream any more: end its request.
+
+    The garbage collector may call this anywhere, in the middle of `Event.set` too, so it may take no lock and wakes nobody. An
+    engine that does something drains its inbox in a moment; one that sleeps does nothing for that request.
+    """
     if (alive := engine()) is not None:
-        alive._post(lambda: alive._jobs.cancel(number))
+        alive._inbox.append(partial(alive._jobs.cancel, number))
+
+
+def _until_gone(options: Mapping[str, Any]) -> tuple[dict[str, Any], threading.Event]:
+    """Let reading media end once the returned event is set, whatever other limits there are."""
+    gone = threading.Event()
+    return {**options, "limits": replace(options.get("limits") or Limits(), gone=gone)}, gone

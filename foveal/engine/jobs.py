@@ -110,7 +110,12 @@ class Jobs:
         self.vision.drop(job.number)
         self.unpin(job)
         self._jobs.pop(job.number, None)
+        if job.request.gone is not None:
+            job.request.gone.set()
+        if job.preparing is not None:
+            job.preparing.cancel()  # if it has not begun
         job.outbox.close(error)
+        job.release()
 
     def _encoding_took(self, number: int, seconds: float) -> None:
         if (job := self._jobs.get(number)) is not None:

@@ -31,8 +31,9 @@ class Metrics:
     def snapshot(self) -> dict[str, float]:
         """Return all of it flat: counts, the acceptance, and medians and 95th percentiles of the times."""
         out: dict[str, float] = {"steps": self.steps, "preemptions": self.preemptions, "acceptance": self.acceptance}
-        out |= {f"tokens_{name}": count for name, count in self.tokens.items()}
-        out |= {f"requests_{name}": count for name, count in self.requests.items()}
+        # Copied in one go: the engine's thread counts on meanwhile.
+        out |= {f"tokens_{name}": count for name, count in self.tokens.copy().items()}
+        out |= {f"requests_{name}": count for name, count in self.requests.copy().items()}
         for name, times in (("first_token", self.first_token_s), ("between_tokens", self.between_tokens_s)):
             if times:
                 middle, high = np.percentile(list(times), (50, 95))

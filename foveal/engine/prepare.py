@@ -51,7 +51,8 @@ class Preparation:
 
     def fill(self, job: Job, prompt: Prompt) -> None:
         """Work out what a job's steps need to know of its prompt."""
-        job.digests = tuple(digest(patches) for patches in prompt.patches)
+        job.digests = tuple(digest(patches, job.request.salt) for patches in prompt.patches)
+        job.tokens_by_kind = prompt.tokens_by_kind()
         counts = [patches.num_tokens for patches in prompt.patches]
         ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).tolist()
         rows = prompt.sequence.vision_rows

@@ -48,7 +48,7 @@ class Replies:
     def _first(self, sample: Sample, row: np.ndarray) -> None:
         """The prompt is read: let all replies say their first token, and go on from here."""
         job = sample.job
-        job.first_token_s = job.last_token_s = time.perf_counter()
+        job.first_token_s = time.perf_counter()
         self._metrics.first_token_s.append(job.first_token_s - job.submitted_s)
         for index in range(1, job.request.n):
             child = self._jobs.sample(job, index)
@@ -75,15 +75,16 @@ class Replies:
             pieces += sample.reply.push(token)
             if sample.reply.finish_reason is not None or at == len(draft) or token != draft[at]:
                 break
-        now, job = time.perf_counter(), sample.job
+        job = sample.job
         self._metrics.tokens["generated"] += len(ids)
         if draft:
             self._metrics.tokens["drafted"] += len(draft)
             self._metrics.tokens["accepted"] += len(ids) - 1
             sample.speculation.note(len(draft), len(ids) - 1)
-        if now > job.last_token_s:
-            self._metrics.between_tokens_s.append((now - job.last_token_s) / len(ids))
-        job.last_token_s = now
+        now = time.perf_counter()
+        if sample.last_token_s:
+            self._metrics.between_tokens_s.append((now - sample.last_token_s) / len(ids))
+        sample.last_token_s = now
         reason: FinishReason | None = sample.reply.finish_reason
         if reason is not None:
             pieces += sample.reply.flush()

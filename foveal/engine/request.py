@@ -6,7 +6,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,7 +32,9 @@ class Request:
 
     prompt: prepared, or a function that prepares it in a worker thread. n: how many replies; the i-th draws from seed + i.
     logprobs: how many alternatives to report beside the log-probability of each token; None reports none. salt: requests of
-    unlike salts share no prefix. Raise PromptError for counts out of range.
+    unlike salts share nothing, neither prefixes nor vision tokens. reads: whether the function reads media; what does not
+    need not wait for those that do. gone: set when the request has ended, for a function that can stop then
+    (`Limits.gone`). Raise PromptError for counts out of range.
     """
 
     prompt: Prompt | Callable[[], Prompt]
@@ -40,6 +43,8 @@ class Request:
     logprobs: int | None = None
     salt: str = ""
     speculate: bool = True
+    reads: bool = True
+    gone: threading.Event | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.n, int) or not 1 <= self.n <= MOST_SAMPLES:
@@ -215,12 +220,18 @@ class Stream:
 
 @dataclass(eq=False)
 class Job:
-    """A request inside the engine. number: in order of arrival; ready once `prompt` and what belongs to it are there."""
+    """A request inside the engine. number: in order of arrival; ready once `prompt` and what belongs to it are there.
+
+    admitted: one of its replies has had blocks; until then it waits. preparing: the worker's, where there is one.
+    """
 
     number: int
     request: Request
     outbox: Outbox = field(default_factory=Outbox)
     prompt: Prompt | None = None
+    preparing: Future[None] | None = None
+    admitted: bool = False
+    tokens_by_kind: Mapping[str, int] = field(default_factory=dict)
     room: int = 0
     digests: tuple[bytes, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()  # first and last + 1 token of each medium
@@ -234,11 +245,14 @@ class Job:
     ready_s: float = 0.0
     encode_s: float = 0.0  # a duration, unlike its neighbours: spent on its own media, a part of a pack by patches
     first_token_s: float = 0.0
-    last_token_s: float = 0.0
 
     @property
     def done(self) -> bool:
         return self.outbox.closed
+
+    def release(self) -> None:
+        """Let go of the pictures, which a reader who keeps the stream for its answers would keep, too."""
+        self.prompt = self.keys = None
 
 
 class Sample:
@@ -250,6 +264,8 @@ class Sample:
         self.cache = PagedCache(pool)
         self.speculation = Speculation()
         self.registered = 0  # full blocks the pool knows the keys of
+        self.reached = 0  # tokens that were read for it, whether or not they still are
+        self.last_token_s = 0.0
         self.tried = 0  # its blocks when they were last to be laid in a row
         self._prompt_tokens = len(job.prompt.sequence)
         self._tokens = np.concatenate([job.prompt.sequence.token_ids, np.zeros(64, np.int64)])
@@ -321,14 +337,12 @@ class Sample:
         return Answer(text, reasoning, self.reply.finish_reason or "cancelled", tuple(self.reply.token_ids), self._stats())
 
     def _stats(self) -> Stats:
-        job = self.job
-        assert job.prompt is not None
-        kinds = job.prompt.tokens_by_kind()
+        job, kinds = self.job, self.job.tokens_by_kind
         first = max(job.first_token_s - job.submitted_s, 0.0)
         prepare = job.ready_s - job.submitted_s
         prefill = max(first - prepare - job.encode_s, 0.0)
         return Stats(
             kinds["text"], kinds["image"], kinds["video"], len(self.reply.token_ids), self.reply.reasoning_tokens,
-            prepare, job.encode_s, prefill, max(job.last_token_s - job.first_token_s, 0.0), first,
+            prepare, job.encode_s, prefill, max(self.last_token_s - job.first_token_s, 0.0), first,
             peak_memory_bytes(self.cache.pool.store.device),
         )  # fmt: skip

@@ -69,6 +69,7 @@ class Scheduler:
             self.running.remove(sample)
         if sample in self.waiting:
             self.waiting.remove(sample)
+        sample.reached = max(sample.reached, sample.cache.length)
         self.pool.give_back(sample.cache.replace(()))
         sample.cache.length = sample.registered = 0
 
@@ -156,7 +157,7 @@ class Scheduler:
         """Add the next chunk of a prompt; return its rows."""
         size, job, before = self.pool.block_size, sample.job, sample.cache.length
         self._adopt(sample)
-        self._count(sample, sample.cache.length - before)
+        self._count(sample, before)
         start, known = sample.cache.length, sample.known
         if start % size == 0 and start // size < len(sample.keys) and sample.keys[start // size] in computing:
             return 0  # an older sample computes the same block in this step
@@ -187,14 +188,16 @@ class Scheduler:
             self.pool.give_back(sample.cache.replace(()))
             sample.cache.length = sample.registered = 0
             return False
-        self._count(sample, sample.cache.length)
+        self._count(sample, 0)
+        sample.job.admitted = True
         return True
 
-    def _count(self, sample: Sample, cached: int) -> None:
-        """Count tokens that need not be computed."""
-        self.metrics.tokens["cached"] += cached
+    def _count(self, sample: Sample, start: int) -> None:
+        """Count tokens from `start` on that need not be computed, as its own only what was not read for it before."""
+        length = sample.cache.length
+        self.metrics.tokens["cached"] += length - start
         if not sample.reply.token_ids:
-            sample.job.cached_tokens += cached
+            sample.job.cached_tokens += max(0, length - max(start, sample.reached))
 
     def _adopt(self, sample: Sample) -> None:
         """Take known blocks for the tokens that come next, all but the last token's."""

@@ -1,7 +1,8 @@
 """Pictures and clips to vision tokens: each once, for whoever asks; waiting ones together; a piece at a time beside decoding.
 
 The key of a picture or clip is a SHA-256 over its pixels, framed with their shape, kind, grids and coordinates: the same
-pixels in another shape, or with rows dropped, are another medium.
+pixels in another shape, or with rows dropped, are another medium. So are those of another salt: how soon an answer begins
+would otherwise tell one asker what another has shown.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from foveal.patches import Patches
 WORTH_A_PIECE = 0.2  # of a step's share of encoding: what is left below that is not used
 
 
-def digest(patches: Patches) -> bytes:
-    """Return the SHA-256 of all that a medium's vision tokens depend on, the model aside."""
+def digest(patches: Patches, salt: str = "") -> bytes:
+    """Return the SHA-256 of all that a medium's vision tokens depend on, the model aside, and of what keeps askers apart."""
     out = hashlib.sha256()
-    kind, shape = np.frombuffer(patches.kind.encode(), np.uint8), np.asarray([patches.merge, *patches.pixels.shape], "<i8")
-    for part in (kind, shape, np.asarray(patches.grids, "<i8"), np.asarray(patches.coords, "<i4"), patches.pixels):
+    names = [np.frombuffer(text.encode(), np.uint8) for text in (salt, patches.kind)]
+    shape = np.asarray([patches.merge, *patches.pixels.shape], "<i8")
+    for part in (*names, shape, np.asarray(patches.grids, "<i8"), np.asarray(patches.coords, "<i4"), patches.pixels):
         # Not made bytes of: that copies a large picture with the interpreter's lock held, and steps would wait for it.
         data = np.ascontiguousarray(part)
         out.update(data.nbytes.to_bytes(8, "little"))

@@ -56,7 +56,7 @@ def probe(source: Any, *, sampling: ClipSampling | None = None, limits: Limits |
         return Probe(np.zeros(1), "image", probe_picture(found.read(limits), kind, found.name, limits), found.name)
     from foveal.media.clip import probe_video
 
-    deadline = Deadline(found.name, limits.timeout_s)
+    deadline = Deadline(found.name, limits)
     size, times = probe_video(found, kind, sampling or ClipSampling(), limits, deadline)
     return Probe(times, "video", size, found.name)
 
@@ -94,9 +94,7 @@ def load_clip(
     if kind in ANIMATED:
         from foveal.media.picture import load_animation
 
-        return load_animation(
-            found.read(limits), kind, found.name, sampling, limits, fit, Deadline(found.name, limits.timeout_s)
-        )
+        return load_animation(found.read(limits), kind, found.name, sampling, limits, fit, Deadline(found.name, limits))
     raise MediaError(f"{found.name}: is a {kind} picture where a clip was expected; give it as a picture")
 
 
@@ -109,7 +107,7 @@ def _picture(data: bytes, kind: str, name: str, limits: Limits) -> Frames:
 def _video(found: Any, kind: str, sampling: ClipSampling, limits: Limits, fit: Fit | None) -> Frames:
     from foveal.media.clip import load_video
 
-    return load_video(found, kind, sampling, limits, fit, Deadline(found.name, limits.timeout_s))
+    return load_video(found, kind, sampling, limits, fit, Deadline(found.name, limits))
 
 
 def _is_picture_value(source: Any) -> bool:
@@ -163,7 +161,7 @@ def _pictures(
         sampling = replace(sampling, num_frames=sampling.max_frames)
     times = np.arange(len(sources)) / sample_fps
     chosen = _choose(_Timeline(times, len(sources) / sample_fps, sample_fps), sampling, name)
-    deadline = Deadline(name, limits.timeout_s)
+    deadline = Deadline(name, limits)
     pixels: np.ndarray | None = None
     source_size = size = (0, 0)
     for slot, i in enumerate(chosen):

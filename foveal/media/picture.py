@@ -38,7 +38,7 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 def load_picture(data: bytes, kind: str, name: str, limits: Limits) -> Frames:
     """Decode a still picture, or the first frame of an animated one."""
-    deadline = Deadline(name, limits.timeout_s)
+    deadline = Deadline(name, limits)
     header = _read_header(data, kind, name, limits, deadline)
     limits.check_output(name, 1, header.height, header.width)
     with _decoding(kind, name):
@@ -50,7 +50,7 @@ def load_picture(data: bytes, kind: str, name: str, limits: Limits) -> Frames:
 
 def probe_picture(data: bytes, kind: str, name: str, limits: Limits) -> tuple[int, int]:
     """Return the upright (height, width) `load_picture` would give, without decoding anything."""
-    header = _read_header(data, kind, name, limits, Deadline(name, limits.timeout_s))
+    header = _read_header(data, kind, name, limits, Deadline(name, limits))
     with _decoding(kind, name):
         _open(kind, header, name, limits)
     return header.upright_size

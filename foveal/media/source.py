@@ -28,6 +28,7 @@ Fetch = Callable[[str, Limits], bytes]
 
 MAX_REDIRECTS = 3
 _IDLE_TIMEOUT_S = 15.0  # silence on the line; the whole download is bounded by Limits.timeout_s
+_LOOK_S = 0.1  # between two looks at the deadline of a download
 _CHUNK_BYTES = 1 << 16
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
@@ -66,6 +67,8 @@ def resolve(source: str | os.PathLike[str] | bytes | bytearray | memoryview, lim
         return _in_memory("bytes", bytes(source) if len(source) <= limits.max_bytes else None, limits)
     if not isinstance(source, str):
         return _local(Path(source), limits)
+    if not source.strip():
+        raise MediaError("found an empty text where a picture or clip should be named; give a path or a URL")
     if source[:5].lower() == "data:":
         return _in_memory("data URL", _decode_data_url(source, limits), limits)
     scheme = _SCHEME.match(source)
@@ -174,7 +177,7 @@ def fetch(url: str, limits: Limits) -> bytes:
     Any host is allowed; a server that fetches on others' behalf must put its own policy in front. Raises MediaError.
     """
     name = url_name(url)
-    deadline = Deadline(name, limits.timeout_s)
+    deadline = Deadline(name, limits)
     try:
         with _Watchdog(deadline) as watchdog:
             opener, request = _opener(watchdog), _request(url)
@@ -256,20 +259,25 @@ def _read_body(response: Any, name: str, limits: Limits, deadline: Deadline) -> 
 
 
 class _Watchdog:
-    """Close the connections of a download at its deadline: a server that drips bytes defeats any per-read timeout."""
+    """Close the connections of a download once its deadline is over: a server that drips bytes defeats any per-read timeout."""
 
     def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
         self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(max(deadline.remaining_s, 0), self._close)
-        self._timer.daemon = True
+        self._done = threading.Event()
 
     def __enter__(self) -> _Watchdog:
-        self._timer.start()
+        threading.Thread(target=self._watch, name="foveal-watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_LOOK_S):
+            if self._deadline.over:
+                self._close()
+                return
 
     def watch(self, connection: socket.socket) -> None:
         self._sockets.append(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Limits:
     max_frames, max_duration_s: of the whole clip, not of the frames chosen from it.
     max_output_bytes: of the decoded frames that are returned, after any fit.
     timeout_s: wall time of one load, download included.
+    gone: set while it loads, by another thread, when nobody wants it any more: it ends early, with a MediaError.
     """
 
     max_bytes: int = 256 * 2**20
@@ -64,11 +66,12 @@ class Limits:
     max_duration_s: float = 6 * 3600.0
     max_output_bytes: int = 2 * 2**30
     timeout_s: float = 300.0
+    gone: threading.Event | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not value > 0:
+            if field.name != "gone" and not value > 0:
                 raise ConfigError(f"Limits.{field.name} is {value!r}; it must be greater than 0")
 
     def check_size(self, name: str, height: int, width: int, max_pixels: int) -> None:
@@ -106,20 +109,30 @@ class Limits:
 
 
 class Deadline:
-    """The wall clock of one load."""
+    """The wall clock of one load, which ends early when nobody wants it any more."""
 
-    def __init__(self, name: str, timeout_s: float) -> None:
-        self._name = name
-        self._timeout_s = timeout_s
-        self._end = time.monotonic() + timeout_s
+    def __init__(self, name: str, limits: Limits) -> None:
+        self._name, self._gone = name, limits.gone
+        self._timeout_s = limits.timeout_s
+        self._end = time.monotonic() + limits.timeout_s
 
     @property
     def remaining_s(self) -> float:
         return self._end - time.monotonic()
 
+    @property
+    def over(self) -> bool:
+        return self.given_up or self.remaining_s <= 0
+
+    @property
+    def given_up(self) -> bool:
+        return self._gone is not None and self._gone.is_set()
+
     def check(self) -> None:
-        """Raise MediaError once the time is used up."""
-        if self.remaining_s <= 0:
+        """Raise MediaError once the time is used up, or nobody wants it any more."""
+        if self.given_up:
+            raise MediaError(f"{self._name}: given up; nobody waits for it any more")
+        if self.over:
             raise MediaError(
                 f"{self._name}: could not be read within {self._timeout_s:g} s; use a shorter or smaller file, "
                 "or raise Limits.timeout_s"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -167,11 +172,141 @@ def test_a_full_queue_refuses_with_the_numbers() -> None:
     small.close()
 
 
-def test_salts_keep_prefixes_apart(one: Engine) -> None:
+def test_the_prepared_wait_too_until_they_are_admitted() -> None:
+    small = engine(max_running=1, max_waiting=2)
+    first = small.submit(Request(prompt(), GREEDY))
+    small.step()
+    rest = [small.submit(Request(prompt((), seed), GREEDY)) for seed in (1, 2)]
+    small.step()
+    with pytest.raises(BusyError, match="2 requests wait already"):
+        small.submit(Request(prompt(), GREEDY))
+    assert first.answer.token_ids == oracle(prompt())
+    small.step()
+    rest.append(small.submit(Request(prompt((), 3), GREEDY)))
+    assert [s.answer.token_ids for s in rest] == [oracle(prompt((), seed)) for seed in (1, 2, 3)]
+    small.close()
+
+
+def test_salts_keep_prefixes_and_vision_tokens_apart(one: Engine) -> None:
     for salt, shared in (("a", False), ("b", False), ("a", True)):
+        encoded = one.vision.encoded_tokens
         stream = one.submit(Request(prompt(("picture",)), GREEDY, salt=salt))
         assert stream.answer.token_ids == oracle(prompt(("picture",)))
         assert (stream.cached_tokens > 0) == shared
+        assert (one.vision.encoded_tokens == encoded) == shared
+
+
+def test_a_stream_can_be_forgotten_in_the_middle_of_anything() -> None:
+    """The collector may run while this very thread holds the lock of the engine's alarm; its callback must not want it."""
+    shared = engine(background=True)
+    streams = [shared.submit(Request(prompt(), replace(GREEDY, max_tokens=400)))]
+    next(iter(streams[0]))
+
+    def forget() -> None:
+        with shared._wake._cond:  # type: ignore[attr-defined]
+            streams.clear()
+            gc.collect()
+
+    thread = threading.Thread(target=forget, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "a stream that is forgotten blocks whoever forgets it"
+    settle(shared)
+    shared.close()
+
+
+def test_who_left_is_not_prepared_and_holds_nobody_up() -> None:
+    """With one worker: what is cancelled in its queue is skipped, what reads nothing goes past, what reads is told to stop."""
+    begun, go_on, gone = threading.Event(), threading.Event(), threading.Event()
+    prepared: list[int] = []
+
+    def reads() -> Prompt:
+        begun.set()
+        assert go_on.wait(20)
+        return prompt()
+
+    def never() -> Prompt:
+        prepared.append(1)
+        return prompt()
+
+    with engine(background=True, workers=1) as shared:
+        reading = shared.submit(Request(reads, GREEDY, gone=gone))
+        assert begun.wait(20)
+        for _ in range(3):
+            shared.submit(Request(never, GREEDY)).cancel()
+        assert shared.ask("What is the colour?", sampling=GREEDY).answer.token_ids == oracle(prompt())
+        assert shared.chat([{"role": "user", "content": "What is the colour?"}], sampling=GREEDY).answer.text
+        assert not gone.is_set()
+        reading.cancel()
+        assert gone.wait(20)
+        go_on.set()
+        settle(shared)
+    assert not prepared
+
+
+def test_an_engine_that_closes_waits_for_no_download(tmp_path: Any) -> None:
+    """A server that drips bytes is dropped when the request is cancelled, not when its time is up."""
+    with socket.create_server(("127.0.0.1", 0)) as server, engine(background=True, workers=1) as shared:
+        dripping = threading.Event()
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                while True:
+                    connection.sendall(b"x")
+                    dripping.set()
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        stream = shared.ask("What?", f"http://127.0.0.1:{server.getsockname()[1]}/a.png", sampling=GREEDY)
+        assert dripping.wait(20)
+        began = time.monotonic()
+        stream.cancel()
+        shared.close()
+        assert time.monotonic() - began < 5
+
+
+def test_a_reply_that_cannot_be_begun_fails_alone(one: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = one.submit(Request(prompt((), 2), GREEDY))
+    one.step()
+    monkeypatch.setattr("foveal.engine.jobs.ReplyStream", mock.Mock(side_effect=MemoryError("no room")))
+    bad = one.submit(Request(prompt((), 1), GREEDY))
+    with pytest.raises(MemoryError, match="no room"):
+        _ = bad.answer
+    assert good.answer.token_ids == oracle(prompt((), 2))
+    assert_no_trace(one)
+
+
+def test_what_ended_keeps_no_pictures(one: Engine) -> None:
+    stream = one.submit(Request(partial(prompt, ("picture",)), GREEDY))
+    stats = stream.answer.stats
+    assert stream._job.prompt is None and stream._job.keys is None
+    assert stream.answer.stats == replace(stats, peak_memory_bytes=stream.answer.stats.peak_memory_bytes)
+    assert stats.image_tokens == prompt(("picture",)).tokens_by_kind()["image"]
+
+
+def test_each_reply_has_times_of_its_own(one: Engine) -> None:
+    """Of one request's replies the first to end decodes no longer than until then, and a gap is one of its own."""
+    chosen = replace(GREEDY, temperature=1.0, seed=3, max_tokens=12)
+    stream = one.submit(Request(prompt(), chosen, n=3))
+    answers = stream.answers
+    assert len(one.metrics.between_tokens_s) == 3 * 11
+    mean = sum(one.metrics.between_tokens_s) / 33
+    assert sum(answer.stats.decode_s for answer in answers) == pytest.approx(33 * mean, rel=0.2)
+
+
+def test_what_was_read_for_it_once_is_not_cached_for_it() -> None:
+    small = engine(step_tokens=16)
+    stream = small.submit(Request(prompt((), 0, "Why? " * 12 + "What?"), GREEDY))
+    for _ in range(3):
+        small.step()
+    (sample,) = small.scheduler.running
+    assert 0 < sample.cache.length < len(prompt((), 0, "Why? " * 12 + "What?").sequence)
+    small.scheduler.preempt(sample)
+    assert stream.answer.token_ids == oracle(prompt((), 0, "Why? " * 12 + "What?"))
+    assert stream.cached_tokens == 0 and small.metrics.tokens["cached"] > 0
+    small.close()
 
 
 def test_a_second_turn_finds_the_first(one: Engine) -> None:
