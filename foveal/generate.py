@@ -105,6 +105,7 @@ class Reply:
         self._times = {"prepare": prepare_s, "encode": 0.0, "prefill": 0.0, "decode": 0.0}
         self._pieces = self._generate()
         self._answer: Answer | None = None
+        self._error: Exception | None = None
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what is left, reasoning and answer."""
@@ -115,9 +116,11 @@ class Reply:
 
     @property
     def answer(self) -> Answer:
-        """Return the whole reply, generating what is left of it."""
+        """Return the whole reply, generating what is left of it; raise what went wrong, however often it is asked for."""
         for _ in self._pieces:
             pass
+        if self._error is not None:
+            raise self._error
         if self._answer is None:
             reasoning, text = self._stream.texts()
             ids, reason = tuple(self._stream.token_ids), self._stream.finish_reason or "cancelled"
@@ -128,8 +131,15 @@ class Reply:
         """End the reply here and give its memory back."""
         self._pieces.close()
 
-    @torch.inference_mode()
     def _generate(self) -> Generator[Piece, None, None]:
+        try:
+            yield from self._say()
+        except Exception as error:
+            self._error = error
+            raise
+
+    @torch.inference_mode()
+    def _say(self) -> Generator[Piece, None, None]:
         stream, model, sequence = self._stream, self._model, self.request.sequence
         with self._timed("encode"):
             vision = model.encode(self.request.patches) if self.request.patches else None

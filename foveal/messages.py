@@ -123,11 +123,12 @@ class MessageReader:
     def _message(self, message: Mapping[str, Any], where: str, kinds: list[Kind]) -> dict[str, Any]:
         if not isinstance(message, Mapping):
             raise PromptError(f"{where} is a {type(message).__name__}; a message has 'role' and 'content'")
-        role = message.get("role")
+        role = "system" if message.get("role") == "developer" else message.get("role")  # as later models of that API have it
         if role not in ROLES:
             raise PromptError(f"{where} has the role {brief(role)}; the roles are {', '.join(ROLES)}")
         # Clients send back every field of a reply, most of them empty.
         fields = {key: value for key, value in message.items() if value is not None and not _is_empty_list(value)}
+        fields["role"] = role
         fields.setdefault("reasoning_content", fields.pop("reasoning", None))
         unknown = next((key for key in fields if key not in self._KEYS), None)
         if unknown is not None:
@@ -206,6 +207,8 @@ def _read_part(part: Any, where: str) -> tuple[Literal["text", "image", "video"]
     """Return a part's kind, its text or media source, and its other keys."""
     if not isinstance(part, Mapping):
         raise PromptError(f"{where} is a {type(part).__name__}; a part is {{'type': 'text', 'text': ...}} or a picture or clip")
+    if part.get("type") == "refusal" and isinstance(part.get("refusal"), str):
+        part = {"type": "text", "text": part["refusal"]}
     declared = part.get("type")
     present = [key for key in ("text", *_MEDIA_KEYS) if part.get(key) is not None]
     if declared is None and len(present) == 1:

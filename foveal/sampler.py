@@ -20,6 +20,7 @@ from foveal.errors import CheckpointError, PromptError
 
 # Nucleus sampling looks among so many likeliest tokens first; only a flatter distribution needs more of them sorted.
 NUCLEUS_FIRST_LOOK = 1024
+MAX_PERIOD = 65_536  # of a loop: so many numbers are kept, and compared with every token
 _BLOCKS = 64  # runs of the vocabulary whose largest members are compared before single logits are
 
 
@@ -38,6 +39,8 @@ class LoopGuard:
     def __post_init__(self) -> None:
         for field, least in (("max_period", 1), ("min_repeats", 2), ("min_tokens", 2)):
             _check_integer(f"loop_guard.{field}", getattr(self, field), least)
+        if self.max_period > MAX_PERIOD:
+            raise PromptError(f"loop_guard.max_period is {self.max_period}; expected at most {MAX_PERIOD}")
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class Sampler:
         if not math.isfinite(row[best]):
             raise CheckpointError(_broken(row))
         token = best
-        if self.sampling.temperature > 0:
+        if np.float32(self.sampling.temperature) > 0:  # 1e-46 is none there, and a division by it nonsense
             ids, probabilities = self.distribution(row)
             place = np.searchsorted(probabilities.cumsum(), self._generator.random(), side="right")
             # The sum of all may fall short of one by rounding.

@@ -15,6 +15,7 @@ from foveal.sequence import Kind
 
 VISUAL_SHARE = 0.9  # of the context, for all visual tokens of a request; source: qwen-vl-utils 0.0.14
 LOW_DETAIL_TOKENS = 256  # what "detail": "low" allows a picture
+_LARGEST = 1e300  # number in a part; beyond lie integers that are no floats
 _BOUNDS = ("min_pixels", "max_pixels", "min_tokens", "max_tokens")
 _CLIP_KEYS = {
     "fps": "fps", "nframes": "num_frames", "num_frames": "num_frames", "min_frames": "min_frames", "max_frames": "max_frames",
@@ -127,6 +128,10 @@ def _clip_options(
         if theirs in given:
             value = _number(given.pop(theirs), theirs)
             changes[ours] = value if ours in ("fps", "start_s", "end_s") else round(value)
+    if "max_frames" in changes:  # as with tokens: a bound that is not given yields to the one that is
+        changes.setdefault("min_frames", min(sampling.min_frames, changes["max_frames"]))
+    elif "min_frames" in changes:
+        changes["max_frames"] = max(sampling.max_frames, changes["min_frames"])
     if {"fps", "num_frames"} & changes.keys():
         sampling = replace(sampling, fps=None, num_frames=None)  # a part's own rule replaces both
     return budget, replace(sampling, **changes)
@@ -150,6 +155,6 @@ def _range(given: dict[str, Any], default: tuple[int, int], area: int) -> tuple[
 
 
 def _number(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _LARGEST:
         raise PromptError(f"{name} of a picture or clip is {value!r}; expected a number of at least 0")
     return value

@@ -94,6 +94,7 @@ def test_bad_sources(tmp_path: Path) -> None:
         clip(3)[:200],
         [],
         "ftp://a/b",
+        " ",
         "data:x",
         3,
     )

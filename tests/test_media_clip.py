@@ -57,6 +57,7 @@ def test_choice_at_a_constant_rate(rate: Fraction) -> None:
         timeline = Timeline(times, float(total / rate), float(rate))
         for fps in (0.25, 1.0, 2.0, 5.0, 30.0):
             assert choose(timeline, ClipSampling(fps=fps), "clip").tolist() == reference(total, float(rate), fps)
+        assert choose(timeline, ClipSampling(fps=1e308), "clip").tolist() == reference(total, 1.0, 1.0)
         assert choose(timeline, ClipSampling(), "clip").tolist() == reference(total, float(rate), 2.0)
         assert choose(timeline, ClipSampling(min_frames=1, max_frames=6), "clip").tolist() == reference(
             total, float(rate), 2.0, 1, 6

@@ -186,6 +186,8 @@ def test_the_openai_detail_stands_beside_the_url(processor: Processor, tmp_path:
         ({"nframes": 4}, 4, 2 * 16),
         ({"fps": 1, "min_frames": 2}, 4, 2 * 16),
         ({"fps": 1, "max_frames": 4, "video_start": 1.0, "video_end": 3.0}, 4, 2 * 16),
+        ({"fps": 1, "max_frames": 2}, 2, 36),  # fewer than the least by default, which yields
+        ({"fps": 1e200, "max_frames": 4}, 4, 2 * 16),
         ({"total_pixels": 8 * FACTOR**2, "nframes": 4}, 4, 8),
         ({"max_tokens": 8, "nframes": 4}, 4, 8),
         ({"max_pixels": 4 * FACTOR**2, "min_pixels": FACTOR**2, "nframes": 4}, 4, 8),
@@ -212,6 +214,7 @@ def test_the_rate_of_a_list_of_pictures(processor: Processor) -> None:
         ({"type": "image", "max_tokens": True}, "max_tokens of a picture or clip is True"),
         ({"type": "image", "detail": "ultra"}, "an image has detail 'ultra'; expected low, high or auto"),
         ({"type": "image", "min_tokens": 9, "max_tokens": 4}, "the image budget is 9..4 tokens"),
+        ({"type": "video", "fps": 10**400}, "fps of a picture or clip is 1000"),
         ({"type": "video", "fps": "2"}, "fps of a picture or clip is '2'"),
     ],
 )

@@ -425,6 +425,14 @@ def test_options_a_template_reads() -> None:
         some.render([user("x")], style=object())
 
 
+def test_what_the_openai_api_sends_besides() -> None:
+    """A developer is the system of its later models, and a refusal is something said."""
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}], "refusal": None, "annotations": []}
+    theirs = template("instruct").render([{"role": "developer", "content": "Be brief."}, user("a"), refusal, user("b")])
+    ours = template("instruct").render([{"role": "system", "content": "Be brief."}, user("a"), said("No."), user("b")])
+    assert theirs.text == ours.text and "Be brief." in theirs.text and "No." in theirs.text
+
+
 def nested(depth: int) -> Any:
     value: Any = "x"
     for _ in range(depth):
@@ -440,7 +448,7 @@ def nested(depth: int) -> Any:
         ({"role": "user"}, "not a dict"),
         (["hi"], r"messages\[0\] is a str"),
         ([{"content": "x"}], r"messages\[0\] has the role None; the roles are system, user, assistant, tool"),
-        ([{"role": "developer", "content": "x"}], "role 'developer'"),
+        ([{"role": "robot", "content": "x"}], "role 'robot'"),
         ([{"role": "user"}], r"messages\[0\] has no content"),
         ([{"role": "user", "content": None}], "has no content"),
         ([said()], "has no content; only an assistant message with tool_calls or reasoning"),

@@ -164,6 +164,12 @@ def test_a_row_without_any_finite_logit_is_named(temperature: float) -> None:
         Sampler(Sampling(temperature=temperature), [])(np.full(9, -np.inf, dtype=np.float32))
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-46, 1e-30, 1e-3])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float) -> None:
+    row = np.array([-1.0, 2.0, 0.5], dtype=np.float32)
+    assert Sampler(Sampling(temperature=temperature, seed=0), [])(row) == 1
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_token_ruled_out_is_never_chosen(temperature: float) -> None:
     row = np.array([-np.inf, 0.0, -np.inf, 0.5], dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from foveal.cli import session, show
@@ -36,7 +37,8 @@ def run(
                 except FovealError as error:
                     failed += 1
                     line.done()
-                    session.note(f"{file}: {' '.join(str(error).split())}")
+                    why = " ".join(str(error).split()).removeprefix(f"{Path(file).name}: ")
+                    session.note(f"{file}: {why}")
                     continue
                 line.done()
                 if as_json:

@@ -90,12 +90,11 @@ class MediaOptions:
 
     def budget(self, default: Budget) -> Budget:
         """Change the checkpoint's own budget where an option says so."""
-        from foveal.patches import Budget
-
         frame = default.frame
         if self.frame_tokens is not None:
             frame = parse_range("--frame-tokens", self.frame_tokens, default.frame or (128, 768))
-        return Budget(
+        return replace(
+            default,
             image=parse_range("--image-tokens", self.image_tokens, default.image),
             clip=parse_range("--clip-tokens", self.clip_tokens, default.clip),
             frame=frame,

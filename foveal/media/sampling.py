@@ -79,7 +79,8 @@ def choose(timeline: Timeline, sampling: ClipSampling, name: str) -> np.ndarray:
         wanted = at_least = min(sampling.num_frames, total)
     else:
         fps = DEFAULT_FPS if sampling.fps is None else sampling.fps
-        wanted = int(total / timeline.rate_fps * fps) if timeline.rate_fps else int(span_s * fps)
+        # Never more than there are, before it is made an integer: a rate may be any finite number.
+        wanted = int(min(total / timeline.rate_fps * fps if timeline.rate_fps else span_s * fps, total))
         wanted = min(max(wanted, sampling.min_frames), sampling.max_frames, total)
         at_least = min(sampling.min_frames, total)
     if timeline.rate_fps is None:

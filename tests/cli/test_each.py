@@ -34,7 +34,8 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_answered(
     done = run_foveal("ask", broken, photo, "What is it?", "--each", "-m", checkpoint, "--max-tokens", 2)
     assert done.code == 2 and done.out.startswith(f"{photo}: ") and done.out.count("\n") == 1
     first, last = done.err.splitlines()
-    assert first.startswith(f"foveal: {broken}: ") and "1 of 2 files could not be answered" in last
+    assert first.startswith(f"foveal: {broken}: ") and first.count("broken.png") == 1
+    assert "1 of 2 files could not be answered" in last
 
 
 def test_each_needs_files_and_writes_no_tables(run_foveal: Run, checkpoint: str, photo: str) -> None:

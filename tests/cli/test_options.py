@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from foveal.cli import show
@@ -30,6 +32,9 @@ def test_bad_ranges_name_the_option(text: str) -> None:
 def test_options_change_only_what_they_name() -> None:
     default = Budget(image=(64, 16384), clip=(2, 12288))
     assert MediaOptions().budget(default) == default
+    capped = replace(default, frame=(3, 9), single=7)  # a checkpoint's own `cap_pixels_per_frame`
+    assert MediaOptions().budget(capped) == capped
+    assert MediaOptions(clip_tokens="..64").budget(capped) == replace(capped, clip=(2, 64))
     changed = MediaOptions(image_tokens="4..64", frame_tokens="..256").budget(default)
     assert changed == Budget(image=(4, 64), clip=(2, 12288), frame=(128, 256))
     assert SamplingOptions().chosen() == {}
