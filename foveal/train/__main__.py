@@ -45,7 +45,7 @@ def main() -> None:
     from foveal.train import mini
     from foveal.train.data import ExampleMaker
     from foveal.train.initial import know_places, look_nearby
-    from foveal.train.loop import Settings, Trainer
+    from foveal.train.loop import Trainer
 
     torch.set_num_threads(args.threads)
     file = mini.folder_tokenizer(args.folder, args.start)
@@ -54,7 +54,7 @@ def main() -> None:
     budget = replace(mini.BUDGET, image=tuple(args.image_tokens)) if args.image_tokens else mini.BUDGET
     maker = ExampleMaker(config, tokenizer, ChatTemplate.builtin("instruct", tokenizer), budget)
     model = Qwen3VL(config)
-    settings = mini.further_settings(args.steps) if args.start else Settings(args.steps)
+    settings = mini.further_settings(args.steps, args.edition) if args.start else mini.settings(args.steps)
     if args.start:
         model.load_state_dict(load_model(args.start, dtype=torch.float32).state_dict())
     else:

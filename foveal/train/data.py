@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 import queue
 import signal
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ from foveal.world.questions import count_questions
 from foveal.world.scene import Scene, sample_size
 
 IGNORE = -100
+ALONE_S = 5.0  # between two looks at whether the trainer lives, while the queue is full
 CLOSED = f"\n{CLOSE}\n\n"  # what is forced on a model that has opened a thought and may not think
 ASKED: tuple[str, ...] = (*QUESTION_KINDS, *(name for kind in CASE_KINDS for name in CASE_QUESTIONS[kind]))
 """The names under which questions are counted, the first edition's before the second's."""
@@ -205,6 +207,7 @@ class Feed:
 
     def __post_init__(self) -> None:
         context = mp.get_context("fork")
+        self._trainer = os.getpid()
         self._queue: mp.Queue[Any] = context.Queue(maxsize=4)
         self._process = context.Process(target=self._produce, daemon=True)
         self._process.start()
@@ -221,9 +224,18 @@ class Feed:
             while True:
                 batch = self._batch(seed)
                 seed += len(batch)
-                self._queue.put(sorted(batch, key=lambda example: example.media[0].kind))
+                self._put(sorted(batch, key=lambda example: example.media[0].kind))
         except Exception as e:
-            self._queue.put(e)
+            self._put(e)
+
+    def _put(self, made: list[Example] | Exception) -> None:
+        """Queue what was made; end with a trainer that was killed, which could not close this."""
+        while True:
+            try:
+                return self._queue.put(made, timeout=ALONE_S)
+            except queue.Full:
+                if os.getppid() != self._trainer:
+                    os._exit(1)  # an ordinary end would wait until somebody has read what is queued
 
     def _batch(self, seed: int) -> list[Example]:
         mix, batch, room = self.mix.of_one_size(seed), list[Example](), self.tokens

@@ -68,12 +68,15 @@ class Stage:
         if self.teacher and not self.vision:
             raise ConfigError(f"teacher={self.teacher:g}, but the encoder stands still; set teacher to 0, or vision above 0")
 
+MAY_CHANGE = ("steps", "teacher_steps", "save_every", "log_every")  # of the settings, from one sitting to the next
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run's result, with the stages."""
+    """Everything that decides a run's result. recipe: the name of its stages."""
 
     steps: int
+    recipe: str = ""
     lr: float = 1.5e-3
     muon_lr: float = 0.01
     weight_decay: float = 0.02
@@ -111,21 +114,25 @@ class Trainer:
         self.weights, self.weighed_at = self._weigh(), 0
         if (folder / checkpoint.FILE).is_file():
             tensors, state = checkpoint.load(folder)
-            self._check_budget(state)
+            self._check_same_run(state)
             self.optimiser.restore(tensors)
             self.step, self.next_seed, self.elapsed_s = state["step"], state["next_seed"], state["elapsed_s"]
             self.accuracy |= state["accuracy"]
             self.weights |= state["weights"]
             self.weighed_at = state["weighed_at"]
 
-    def _check_budget(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with pictures of another size: those of a first run of this recipe have no budget in their state."""
-        now, then = asdict(self.maker.budget), state.get("budget")
-        if then is not None and json.loads(json.dumps(now)) != then:
-            raise CheckpointError(
-                f"{self.folder} was trained with budgets of {then} vision tokens, but {now} were given; go on with the same "
-                "--edition and --image-tokens, or begin in another folder"
-            )
+    def _check_same_run(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another recipe or with pictures of another size. What an older state does not say may be."""
+        for what in ("budget", "settings"):
+            then = state.get(what, {})
+            now = json.loads(json.dumps(asdict(self.maker.budget if what == "budget" else self.settings)))
+            other = [key for key in then if key not in MAY_CHANGE and then[key] != now.get(key)]
+            if other:
+                said, given = ({key: side.get(key) for key in other} for side in (then, now))
+                raise CheckpointError(
+                    f"{self.folder} was trained with a {what} of {said}, but {given} was given; go on with the same --start, "
+                    "--edition and --image-tokens, or begin in another folder"
+                )
 
     def stage(self) -> Stage:
         """Return the stage the next step belongs to."""

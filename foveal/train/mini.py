@@ -124,9 +124,14 @@ def second_stages() -> list[Stage]:
     ]
 
 
-def further_settings(steps: int) -> Settings:
+def settings(steps: int) -> Settings:
+    """Return the settings for random weights."""
+    return Settings(steps, "first")
+
+
+def further_settings(steps: int, edition: int = 1) -> Settings:
     """Return the settings for a checkpoint that goes on: lower rates, or the first steps undo much of what was learned."""
-    return Settings(steps, lr=6e-4, muon_lr=0.004)
+    return Settings(steps, "second" if edition == 2 else "further", lr=6e-4, muon_lr=0.004)
 
 
 def folder_tokenizer(folder: Path, start: Path | None = None) -> Path:

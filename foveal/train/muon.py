@@ -21,9 +21,11 @@ MOMENTUM = 0.95
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps matrices in place. lr: the size of an update, read as AdamW's would be."""
+    """Steps matrices in place. lr: the size of an update, read as AdamW's would be; dtype: of the iteration's products."""
 
-    def __init__(self, params: Iterable[dict[str, Any]], *, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, params: Iterable[dict[str, Any]], *, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.dtype = dtype
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 

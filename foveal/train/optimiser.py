@@ -55,10 +55,8 @@ class MasterOptimiser(Masters):
             others.append({"params": decay, "weight_decay": weight_decay, "sees": sees})
             others.append({"params": rest, "weight_decay": 0.0, "sees": sees})
         self.rates = (lr, muon_lr)
-        self.optimisers = (
-            torch.optim.AdamW(others, lr=lr, betas=betas, fused=True),
-            Muon(turned, lr=muon_lr, weight_decay=weight_decay, dtype=next(iter(self.named.values())).dtype),
-        )
+        self.muon = Muon(turned, lr=muon_lr, weight_decay=weight_decay)
+        self.optimisers = (torch.optim.AdamW(others, lr=lr, betas=betas, fused=True), self.muon)
 
     @torch.no_grad()
     def step(self, scale: float, vision: float = 1.0) -> float:
@@ -78,6 +76,8 @@ class MasterOptimiser(Masters):
             raise FloatingPointError(f"the gradient norm is {norm}")
         if norm > self.clip:
             torch._foreach_mul_(grads, self.clip / norm)
+        # In what the model computes in by now: it may have been cast after the masters were taken, which is more exact.
+        self.muon.dtype = next(iter(self.named.values())).dtype
         for optimiser, lr in zip(self.optimisers, self.rates, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = lr * scale * (vision if group["sees"] else 1.0)

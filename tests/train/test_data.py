@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
+import os
+import signal
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from foveal.config import ModelConfig
+from foveal.train import data
 from foveal.train.cells import NO_BOX
 from foveal.train.data import IGNORE, ExampleMaker, Feed, Mix, make_item
-from foveal.world import CHAR_CLASSES, CLIP_KINDS, KIND_CLASSES, QUESTION_KINDS, Difficulty, clip_item, picture_item
+from foveal.world import CHAR_CLASSES, CLIP_KINDS, EASY, KIND_CLASSES, QUESTION_KINDS, Difficulty, clip_item, picture_item
 from foveal.world.phrases import plural
 
 Tiny = tuple[ModelConfig, ExampleMaker]
@@ -128,3 +134,29 @@ def test_characters_are_named_by_quarters(tiny: Tiny) -> None:
     line = found[(thing.box[1] + thing.box[3]) // 2 * 2 * rows // 128]
     read = [CHAR_CLASSES[c] for c in line if c]
     assert "".join(c for i, c in enumerate(read) if i == 0 or c != read[i - 1]) == thing.text
+
+
+def test_a_feed_ends_with_a_trainer_that_is_killed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that dies without closing its feed leaves no process behind."""
+    monkeypatch.setattr(data, "ALONE_S", 0.2)
+    _, maker = tiny
+    said, says = mp.Pipe(duplex=False)
+
+    def train() -> None:
+        feed = Feed(maker, 1, 0, Mix(EASY), {})
+        says.send(feed._process.pid)
+        next(iter(feed))
+        time.sleep(60)
+
+    trainer = mp.get_context("fork").Process(target=train)
+    trainer.start()
+    pid = said.recv()
+    os.kill(pid, 0)
+    trainer.kill()
+    trainer.join()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.2)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the feed lives on")

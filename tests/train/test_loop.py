@@ -222,5 +222,23 @@ def test_a_run_goes_on_with_its_own_budget(tiny: Tiny, tmp_path: Path) -> None:
     config, maker = tiny
     _trainer(tiny, tmp_path).save()
     other = ExampleMaker(config, maker.tokenizer, maker.template, replace(maker.budget, image=(9, 101)))
-    with pytest.raises(CheckpointError, match=r"'image': \[9, 100\].*\(9, 101\).*begin in another folder"):
+    with pytest.raises(CheckpointError, match=r"budget of .*\[9, 100\].*\[9, 101\].*begin in another folder"):
         _trainer((config, other), tmp_path)
+
+
+def test_a_run_goes_on_with_its_own_recipe(tiny: Tiny, tmp_path: Path) -> None:
+    _trainer(tiny, tmp_path, recipe="second").save()
+    _trainer(tiny, tmp_path, steps=9, recipe="second")  # longer is fine
+    for other in ({"recipe": "first"}, {"recipe": "second", "lr": 0.1}):
+        with pytest.raises(CheckpointError, match=r"with a settings of \{.*but \{.*--start, --edition"):
+            _trainer(tiny, tmp_path, **other)
+
+
+def test_muon_multiplies_in_what_the_model_computes_in(tiny: Tiny, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, tmp_path, steps=1)
+    masters = {name: master.clone() for name, master in trainer.optimiser.masters.items()}
+    trainer.model.to(torch.bfloat16)
+    trainer.run()
+    assert trainer.optimiser.muon.dtype == torch.bfloat16
+    assert {master.dtype for master in trainer.optimiser.masters.values()} == {torch.float32}
+    assert any(not torch.equal(master, masters[name]) for name, master in trainer.optimiser.masters.items())
