@@ -217,16 +217,28 @@ class Processor:
         share: float,
     ) -> tuple[list[Patches], list[str]]:
         budget, sampling = budget or self.budget, sampling or self.clip_sampling
-        room = visual_room(self.config, share)
-        read = [self._read_one(part, budget, sampling, limits, room) for part in parts]
-        if sum(patches.num_tokens for patches, _, _ in read) > room:
-            budgets = [part_options(part.kind, part.options, budget, sampling, self.config.vision)[0] for part in parts]
-            cap = fair_cap(self.config.vision, [(shape, b) for (_, _, shape), b in zip(read, budgets, strict=True)], room)
-            # Only what wants more than its share is read again: from its source, since a clip's frames came already resized.
-            read = [
-                one if one[0].num_tokens <= cap else self._read_one(part, budget, sampling, limits, cap)
-                for part, one in zip(parts, read, strict=True)
-            ]
+        vision, room = self.config.vision, visual_room(self.config, share)
+        budgets = [part_options(part.kind, part.options, budget, sampling, vision)[0] for part in parts]
+        read: list[tuple[Patches, str, MediaShape]] = []
+        cap, tokens, due = room, 0, 0
+
+        def fair() -> int:
+            return fair_cap(vision, [(one[2], b) for one, b in zip(read, budgets, strict=False)], room)
+
+        for part in parts:
+            # The share of those so far is at least that of all. Without it, hundreds of pages would each be kept at the size
+            # of a request that has one.
+            if tokens > room and len(read) >= due:
+                cap, due = fair(), len(read) * 5 // 4 + 1
+            read.append(self._read_one(part, budget, sampling, limits, cap))
+            tokens += read[-1][0].num_tokens
+        if tokens > room:
+            cap = fair()
+            # Only what has another size than its share is read again: from its source, since a clip's frames came resized.
+            for i, (part, own) in enumerate(zip(parts, budgets, strict=True)):
+                patches, _, shape = read[i]
+                if patches.num_tokens != shape.tokens(vision, own.capped(cap)):
+                    read[i] = self._read_one(part, budget, sampling, limits, cap)
         return [patches for patches, _, _ in read], [name for _, name, _ in read]
 
     def _fit(self, budget: Budget) -> Fit:

@@ -258,6 +258,26 @@ def test_media_that_fit_are_left_alone(processor: Processor) -> None:
     assert tokens_of(processor, [picture(96, 96), picture(80, 80)]) == [144, 100]
 
 
+def test_many_pictures_are_never_all_kept_at_the_size_of_one(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept at once grows with the logarithm of their number, and their sizes are those of a fair share all the same."""
+    files = [picture(300, 300, i) for i in range(40)]
+    kept: list[int] = []
+    read_one = Processor._read_one
+
+    def watched(self: Processor, *given: Any) -> Any:
+        one = read_one(self, *given)
+        kept.append(one[0].num_tokens)
+        return one
+
+    monkeypatch.setattr(Processor, "_read_one", watched)
+    counts = tokens_of(processor, files)
+    room = int(0.9 * CONTEXT)
+    shapes = [MediaShape("image", 1, (300, 300))] * 40
+    cap = fair_cap(processor.config.vision, [(shape, WIDE) for shape in shapes], room)
+    assert counts == [shapes[0].tokens(processor.config.vision, WIDE.capped(cap))] * 40
+    assert sum(kept[:40]) < 6 * room < 40 * kept[0]
+
+
 def test_frames_of_a_shrunk_clip_are_resized_from_the_source(processor: Processor) -> None:
     """Once, not twice: they equal those of a budget that was small from the start."""
     files = [clip(4, 200, 200), picture(200, 200)]

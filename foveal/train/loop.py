@@ -68,6 +68,7 @@ class Stage:
         if self.teacher and not self.vision:
             raise ConfigError(f"teacher={self.teacher:g}, but the encoder stands still; set teacher to 0, or vision above 0")
 
+
 MAY_CHANGE = ("steps", "teacher_steps", "save_every", "log_every")  # of the settings, from one sitting to the next
 
 
