@@ -1,15 +1,23 @@
-"""README.md and the pages of docs/: every file, line and heading they name exists, and every part of foveal is named."""
+"""README.md and the pages of docs/: every file, line and heading they name exists, and every part of foveal is named.
+
+Of some pages the Python is run, and what it prints is what the page says.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
+import foveal
+from foveal import kernels
+
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "foveal" / "assets" / "demo"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^(```|~~~).*?^\1[^\S\n]*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]*`")
@@ -75,6 +83,49 @@ def test_paths_in_code(page: Path) -> None:
     """Paths from the top of the repository that are written as code, such as `tests/laws`."""
     named = re.findall(r"`((?:foveal|tests|bench|docs)/[\w./-]*)`", page.read_text(encoding="utf-8"))
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_that_are_links_are_in_their_file(page: Path) -> None:
+    """[`Scheduler.plan`](file.py) leads to a file that has a class, function or constant plan."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    wrong = []
+    for name, path in re.findall(r"\[`[\w.]*?(\w+)(?:\(\))?`\]\(([^)#\s]+\.py)[^)]*\)", text):
+        file = page.parent / path
+        if name != "py" and not re.search(rf"^\s*(?:(?:async )?def|class) {name}\b|^\s*{name}\b.* =", file.read_text(), re.M):
+            wrong.append(f"{name} is not in {path}")
+    assert not wrong
+
+
+@pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/engine.md", "docs/world.md"])
+def test_python_of_a_page(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Blocks run in their order, beside the demo's files; `print(...)  # text` prints that text."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("picture.png", "photo.png", "a.png", "b.png"):
+        shutil.copy(DEMO / "picture.png", name)
+    shutil.copy(DEMO / "clip.mp4", "clip.mp4")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    assert blocks
+    names = {"__name__": "page"}
+    for block in blocks:
+        line = text.count("\n", 0, block.start(1))
+        exec(compile("\n" * line + block[1], page, "exec"), names)
+        printed = iter(capsys.readouterr().out.splitlines())
+        for said in re.findall(r"^ *print\(.*\)  # (.+)$", block[1], re.MULTILINE):
+            assert said in printed, f"{page}:{line + 1}: {said!r} was not printed, or not in this order"
+
+
+def test_the_embedded_model_answers_as_the_readme_says() -> None:
+    """If the weights have changed, the table in README.md is to be written anew."""
+    rows = re.findall(r"^\| `([\w.]+)` \| `(.+?)` \| `(.+?)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 8
+    model = foveal.load()
+    said = [model.ask(question, DEMO / file).answer.text for file, question, _ in rows]
+    assert [text.removeprefix("```json\n").removesuffix("\n```") for text in said] == [answer for _, _, answer in rows]
 
 
 def test_every_page_is_linked_from_the_architecture() -> None:

@@ -33,6 +33,7 @@ HOST = {
 SPINE = HOST | {"batch", "model", "sampler", "kernels"}
 MAY = {
     "errors": set(),
+    "units": set(),
     "config": {"errors"},
     **dict.fromkeys(HOST - {"errors", "config"}, HOST),
     "processor": HOST,
@@ -53,9 +54,10 @@ MAY = {
     "finetune": SPINE | {"processor", "cost", "train"},
     "serve": SPINE | {"processor", "relevance", "cost", "generate", "engine"},
     "evaluate": SPINE | {"processor", "relevance", "cost", "generate", "engine", "train", "finetune", "world"},
+    "trace": SPINE | {"processor", "cost", "generate", "units"},
 }
-TOP = {"__init__", "__main__", "cli", "demo", "trace"}  # may import everything
-WITHOUT_TORCH = sorted(HOST | {"processor", "sampler", "reply", "cost", "world", "kernels", "limits", "choice"})
+TOP = {"__init__", "__main__", "cli", "demo"}  # may import everything
+WITHOUT_TORCH = sorted(HOST | {"units", "processor", "sampler", "reply", "cost", "world", "kernels", "limits", "choice"})
 
 
 def _part(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from cyclopts import App, Parameter
 
 import foveal
 from foveal.cli import examining, tuning
+from foveal.cli.inputs import refuse_options
 from foveal.cli.options import OUTPUT, Flag, KvCache, MediaOptions, ModelOptions, SamplingOptions
 from foveal.errors import ConfigError
 
@@ -24,7 +26,7 @@ app = App(
     help_format="plaintext",
 )
 
-# A lone "-" is a word (the question from stdin), so leading hyphens are let through; inputs.py refuses unknown options.
+# A lone "-" is a word (the question from stdin), so leading hyphens are let through; `_check` refuses unknown options.
 Word = Annotated[
     str,
     Parameter(allow_leading_hyphen=True, help="Pictures and clips (paths or URLs) and one question in quotes, in any order."),
@@ -46,6 +48,7 @@ def ask(
 
     foveal ask photo.jpg "What is this?"
     """
+    _check(words, "ask")
     if each:
         from foveal.cli import each as every
 
@@ -64,7 +67,8 @@ def plan(
         str | None,
         Parameter(name=["--model", "-m"], help="As in ask; a bare size such as 8B is a preset here, without a download."),
     ] = None,
-    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; the checkpoint's own by default.")] = None,
+    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; by default what ask takes on a CPU.")] = None,
+    quantize: Annotated[Literal["none", "8", "4"] | None, Parameter(help="Price weights packed to 8 or 4 bits.")] = None,
     kv_cache: Annotated[KvCache, Parameter(help="What keys and values are kept as; by default as the weights.")] = "auto",
     media: MediaOptions | None = None,
     system: Annotated[str | None, Parameter(help="System message.")] = None,
@@ -75,10 +79,11 @@ def plan(
 
     foveal plan clip.mp4 "What happens?" -m 8B
     """
+    _check(words, "plan")
     from foveal.cli.plan import run
 
-    kept = None if kv_cache == "auto" else kv_cache
-    run(words, model, dtype, kept, media or MediaOptions(), system, max_tokens, json)
+    precision = ModelOptions(model, quantize=quantize, kv_cache=kv_cache)
+    run(words, model, dtype, precision.bits, precision.cache_dtype, media or MediaOptions(), system, max_tokens, json)
 
 
 @app.command
@@ -94,6 +99,7 @@ def trace(
 
     foveal trace photo.jpg "What is this?" --html trace.html
     """
+    _check(words, "trace")
     from foveal.cli.trace import run
 
     run(words, model or ModelOptions(), media or MediaOptions(), sampling or SamplingOptions(), json, html)
@@ -135,7 +141,7 @@ def new(
 def pack(
     directory: Annotated[Path, Parameter(help="Folder to write; it must not exist or be empty.")],
     *,
-    model: Annotated[str, Parameter(name=["--model", "-m"], help="Checkpoint folder, or hub name.")],
+    model: Annotated[str | None, Parameter(name=["--model", "-m"], help="Checkpoint folder, or hub name; required.")] = None,
     bits: Annotated[Literal[8, 4], Parameter(help="Width of the weights.")] = 8,
     calibrate: Annotated[
         Path | None,
@@ -187,6 +193,21 @@ def bench(
     from foveal.cli.bench import run
 
     run(model or ModelOptions(), picture, requests, tokens, runs, json)
+
+
+def _check(words: Iterable[str], command: str) -> None:
+    """Refuse options of other commands, and of none, among the words of this one."""
+    refuse_options(words, command, _options)
+
+
+def _options() -> dict[str, list[str]]:
+    """List the names of every command's options."""
+    listed = {}
+    for name in app:
+        if not name.startswith("-") and app[name].default_command is not None:
+            arguments = app[name].assemble_argument_collection()
+            listed[name] = [option for one in arguments for option in one.names if option.startswith("-")]
+    return listed
 
 
 tuning.register(app)

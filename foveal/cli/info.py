@@ -159,7 +159,9 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,
-        "kernels": f"{kernels.path()}, {kernels.threads()} threads" if kernels.available() else f"none: {kernels.reason()}",
+        "kernels": f"{kernels.path()}, {show.counted(kernels.threads(), 'thread')}"
+        if kernels.available()
+        else f"none: {kernels.reason()}",
     }
 
 
@@ -200,7 +202,7 @@ def _print(facts: dict[str, Any], config: ModelConfig) -> None:
         ("taps (DeepStack)", taps + "  (added after it; both count from 0)" * bool(arch["taps"])),
         ("positions", f"t + h + w = {section} frequencies, {layout}, theta {rope['theta']:g}{stretched}"),
         ("timestamps", "learnable tokens" if arch["timestamps"] == "tokens" else "text, such as <3.0 seconds>"),
-        ("context", f"{arch['context_tokens']:,} tokens"),
+        ("context", show.counted(arch["context_tokens"], "token")),
         ("vocabulary", f"{arch['vocabulary']:,}, head {'tied to' if arch['tied_embeddings'] else 'apart from'} the embeddings"),
     ]
     out.print(show.table(f"{facts['model']}", rows))
@@ -223,7 +225,7 @@ def _print(facts: dict[str, Any], config: ModelConfig) -> None:
     speed = facts["speeds"]
     counts = next(iter(speed["ops_per_s"].values()))
     lines = [(path, *(show.scaled(ops, "OP/s") for ops in by.values())) for path, by in speed["ops_per_s"].items()]
-    titles = ("linears", *(f"{count} token{'s' * (count != '1')}" for count in counts))
+    titles = ("linears", *(show.counted(int(count), "token") for count in counts))
     out.print(show.table("\nmeasured limits", lines, titles, right=range(1, len(titles))))
     choice = speed["choice"]
     out.print(show.table("", [

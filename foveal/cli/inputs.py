@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -30,14 +31,11 @@ class Inputs:
 def read_inputs(words: tuple[str, ...], stdin: BinaryIO | None = None) -> Inputs:
     """Sort words into files and the question; the question may come from stdin ("-", or piped when none is given).
 
-    Raise MediaError for a file that is not there, ConfigError for an unknown option, PromptError unless exactly one question
-    is left.
+    Raise MediaError for a file that is not there, PromptError unless exactly one question is left.
     """
     files: list[str] = []
     texts: list[str] = []
     for word in words:
-        if _OPTION.fullmatch(word):
-            raise ConfigError(_unknown_option(word))
         if is_media(word):
             files.append(word)
         else:
@@ -55,6 +53,16 @@ def read_inputs(words: tuple[str, ...], stdin: BinaryIO | None = None) -> Inputs
     if not texts[0].strip():
         raise PromptError("the question is empty")
     return Inputs(tuple(files), texts[0])
+
+
+def refuse_options(words: Iterable[str], command: str, options: Callable[[], Mapping[str, Iterable[str]]]) -> None:
+    """Raise ConfigError for an option among the words of a command, which it therefore does not have.
+
+    options: gives the option names (--fps, -m) of every command; asked for only when there is something to explain.
+    """
+    for word in words:
+        if _OPTION.fullmatch(word):
+            raise ConfigError(_wrong_option(word, command, options()))
 
 
 def is_media(word: str) -> bool:
@@ -87,16 +95,17 @@ def display_name(source: str) -> str:
     return _short(os.path.basename(path.rstrip("/")) or source)
 
 
-def _unknown_option(word: str) -> str:
+def _wrong_option(word: str, command: str, options: Mapping[str, Iterable[str]]) -> str:
     import difflib
-    from dataclasses import fields
 
-    from foveal.cli.options import MediaOptions, ModelOptions, SamplingOptions
-
-    names = [f.name for options in (ModelOptions, MediaOptions, SamplingOptions) for f in fields(options)]
-    known = [f"--{name.replace('_', '-')}" for name in [*names, "json", "stats", "show_thinking", "html", "help"]]
-    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    return f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+    name, own = word.partition("=")[0], [*options[command], "--help"]
+    if name in own:
+        return f"{name} stands after --, behind which all words are files and the question; put it before"
+    if holders := [f"foveal {other}" for other, names in options.items() if name in names]:
+        listed = " and ".join(filter(None, (", ".join(holders[:-1]), holders[-1])))
+        return f"foveal {command} has no option {name}; {listed} {'have' if len(holders) > 1 else 'has'} it"
+    near = difflib.get_close_matches(name, own, n=1, cutoff=0.7)
+    return f"unknown option {word}; " + (f"did you mean {near[0]}?" if near else f"see foveal {command} --help")
 
 
 def _missing(word: str) -> str:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 CONVERSATIONS = 64
 
 
-def run(directory: Path, name: str, bits: int, calibrate: Path | None, conversations: int | None) -> None:
+def run(directory: Path, name: str | None, bits: int, calibrate: Path | None, conversations: int | None) -> None:
+    if name is None:
+        raise ConfigError(f"name the checkpoint to pack with -m, a folder or a hub name: foveal pack {directory} -m 2B")
     if conversations is not None and calibrate is None:
         raise ConfigError("--conversations counts those of --calibrate; name its file as well, or leave it out")
     if conversations is not None and conversations < 1:

@@ -1,12 +1,17 @@
-"""`foveal plan`: what a question will cost, from headers, configuration and tokenizer alone. No weights, no torch."""
+"""`foveal plan`: what a question will cost, from headers, configuration and tokenizer alone. No weights, and rarely torch.
+
+Torch is imported where the precision depends on what this machine measures (a folder of more than `choice.SMALL` weights), and
+to count packed weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from foveal.choice import Choice, choose
 from foveal.cli import session, show
 from foveal.cli.inputs import Inputs, read_inputs
 from foveal.cli.models import Target, describe
@@ -42,15 +47,23 @@ class PlannedMedia:
     grids: tuple[tuple[int, int], ...]
 
 
+class Precision(NamedTuple):
+    """What the weights are priced in: a dtype, None for a preset's own, or packed to bits; `choice` where nobody named one."""
+
+    dtype: str | None
+    bits: int | None = None
+    choice: Choice | None = None
+
+
 def run(
-    words: tuple[str, ...], name: str | None, dtype: str | None, kv_cache: str | None, media: MediaOptions,
+    words: tuple[str, ...], name: str | None, dtype: str | None, bits: int | None, kv_cache: str | None, media: MediaOptions,
     system: str | None, max_tokens: int, as_json: bool,
 ) -> None:  # fmt: skip
     check_dtype(dtype)
     if max_tokens < 0:
         raise ConfigError(f"--max-tokens is {max_tokens}; expected 0 or more")
     inputs, target = read_inputs(words), describe(name)
-    facts = collect(inputs, target, media, system=system, dtype=dtype, kv_cache=kv_cache, max_tokens=max_tokens)
+    facts = collect(inputs, target, media, system=system, dtype=dtype, bits=bits, kv_cache=kv_cache, max_tokens=max_tokens)
     if target.note is not None:
         session.note(target.note)
     if as_json:
@@ -61,11 +74,12 @@ def run(
 
 def collect(
     inputs: Inputs, target: Target, options: MediaOptions, *, system: str | None, dtype: str | None, max_tokens: int,
-    kv_cache: str | None = None,
+    bits: int | None = None, kv_cache: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Lay the request out without its pixels and price it."""
+    """Lay the request out without its pixels and price it. bits: 8 or 4, 0 for none, None where nothing was said."""
     processor = None if target.directory is None else Processor.from_checkpoint(target.directory)
     config = target.config if processor is None else processor.config
+    precision = decide(target, config, dtype, bits)
     context = config.text.max_position_embeddings
     media = look(inputs.files, config, options, processor)
     if processor is None:
@@ -75,15 +89,12 @@ def collect(
         prompt = processor.template.render(messages, media=[m.info for m in media], timestamps=config.timestamps)
         segments = list(prompt.segments)
     sequence = lay_out(config, segments, media)
-    bits = None if target.directory is None else folder_bits(target.directory)
-    if bits is not None:
-        if dtype not in (None, "float32"):
-            raise ConfigError(f"--dtype is {dtype}, but {target.label} is packed to {bits} bits; leave it out")
+    if precision.bits is not None:
         kv_cache = kv_cache or "bfloat16"  # as `Qwen3VL.cache_dtype` has it
     cost = estimate(config, [(m.info.kind, [h * w for h, w in m.grids]) for m in media], len(sequence),
-                    new_tokens=max_tokens, dtype=dtype, kv_cache=kv_cache)  # fmt: skip
-    if bits is not None:
-        cost = as_packed(cost, config, bits)
+                    new_tokens=max_tokens, dtype=precision.dtype, kv_cache=kv_cache)  # fmt: skip
+    if precision.bits is not None:
+        cost = as_packed(cost, config, precision.bits)
     fits = max(len(sequence), sequence.next_position) + max_tokens <= context
     return {
         "model": target.label,
@@ -98,11 +109,43 @@ def collect(
         "context_tokens": context,
         "fits": fits,
         "dtype": cost.dtype,
+        "why": _why(precision, config),
         "kv_cache": cost.kv_cache,
         "memory_bytes": {"weights": cost.weight_bytes, "kv_cache": cost.kv_bytes, "patches": _patch_bytes(config, media)},
         "decode_read_bytes_per_token": cost.decode_read_bytes,
         "flops": _flops_json(cost),
     }
+
+
+def decide(target: Target, config: ModelConfig, dtype: str | None, bits: int | None) -> Precision:
+    """Decide the precision as `Pipeline.load` does on a CPU; a preset has its own unless one is named, since it loads nothing.
+
+    Raise ConfigError for what loading would refuse.
+    """
+    held = None if target.directory is None else folder_bits(target.directory)
+    if held is not None:
+        if dtype not in (None, "float32"):
+            raise ConfigError(f"--dtype is {dtype}, but {target.label} is packed to {held} bits; leave it out")
+        if bits == 0:
+            raise ConfigError(f"{target.label} is packed, and plain weights are not in it; plan with the original")
+        if bits not in (None, held):
+            raise ConfigError(f"{target.label} is packed to {held} bits; leave --quantize out, or plan with the original")
+        return Precision(None, held)
+    if bits and dtype is not None:
+        raise ConfigError("--quantize decides the precision; leave out --dtype")
+    if bits or dtype is not None or target.directory is None:
+        return Precision(dtype, bits or None)
+    choice = choose(config, packs=bits is None)
+    return Precision(choice.dtype, choice.bits, choice)
+
+
+def _why(precision: Precision, config: ModelConfig) -> str | None:
+    """Say where the precision comes from; None where it was named or is the file's."""
+    if precision.choice is not None:
+        return f"{precision.choice.path}: {precision.choice.why}; --quantize or --dtype overrules"
+    if precision.bits is None and precision.dtype is None:
+        return f"{config.dtype} as published; on a CPU ask takes float32 unless that is much slower, --dtype float32 prices it"
+    return None
 
 
 def folder_bits(directory: Path) -> int | None:
@@ -215,9 +258,9 @@ def _print(facts: dict[str, Any]) -> None:
         tokens = f"{columns} x {rows} = {columns * rows} vision tokens"
         lines = [("size", size), ("tokens", tokens)]
         if media["kind"] == "video":
-            pairs = len(media["pair_times_s"])
+            pairs = show.counted(len(media["pair_times_s"]), "pair")
             lines[1] = ("tokens", f"{tokens} a pair, {media['vision_tokens']:,} in all")
-            lines.append(("frames", f"{media['frames']} in {pairs} pair{'s' * (pairs != 1)}: {_times(media['frame_times_s'])}"))
+            lines.append(("frames", f"{media['frames']} in {pairs}: {_times(media['frame_times_s'])}"))
         out.print(show.table(f"{media['name']} ({'picture' if media['kind'] == 'image' else 'clip'})", lines))
         out.print()
     about = "about " if facts["text_tokens_are_estimated"] else ""
@@ -233,6 +276,7 @@ def _print(facts: dict[str, Any]) -> None:
     out.print(show.table("prompt", rows))
     memory = facts["memory_bytes"]
     out.print(show.table(f"\nmemory in {facts['dtype']}", [
+        *([("chosen", facts["why"])] if facts["why"] else []),
         ("weights", show.num_bytes(memory["weights"])),
         ("key-value cache", f"{show.num_bytes(memory['kv_cache'])}, prompt and answer, in {facts['kv_cache']}"),
         ("patches", f"{show.num_bytes(memory['patches'])}, 8 bits a value"),
@@ -250,7 +294,7 @@ def _flops_table(flops: dict[str, Any], answer_tokens: int) -> Any:
         detail = ", ".join(f"{name.replace('_', ' ')} {show.flops(n)}" for name, n in parts.items() if name != "total")
         rows.append((label, show.flops(parts["total"]), detail))
     rows.append(("until the first token", show.flops(flops["until_first_token"]), ""))
-    rows.append((f"with {answer_tokens} tokens of answer", show.flops(flops["whole_answer"]), ""))
+    rows.append((f"with {show.counted(answer_tokens, 'token')} of answer", show.flops(flops["whole_answer"]), ""))
     return show.table("\nwork", rows, ("", "", ""), right=(1,))
 
 

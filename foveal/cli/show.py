@@ -1,4 +1,4 @@
-"""Numbers for people, and tables on a terminal."""
+"""Tables on a terminal and JSON; numbers for people are written as units.py says."""
 
 from __future__ import annotations
 
@@ -11,34 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_SI = ("", "k", "M", "G", "T", "P", "E")
+from foveal.units import counted, flops, num_bytes, scaled, seconds
 
-
-def scaled(value: float, unit: str) -> str:
-    """Write a number in thousands, millions, ...: 4.26 GB, 812 MFLOP, 37 B."""
-    power = 0
-    while abs(value) >= 999.5 and power < len(_SI) - 1:
-        value /= 1000
-        power += 1
-    digits = f"{value:.0f}" if power == 0 or value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-    return f"{digits} {_SI[power]}{unit}"
-
-
-def num_bytes(value: float) -> str:
-    return scaled(value, "B")
-
-
-def flops(value: float) -> str:
-    return scaled(value, "FLOP")
-
-
-def seconds(value: float) -> str:
-    """Write a duration: 840 µs, 12.3 ms, 4.56 s."""
-    if value < 1e-3:
-        return f"{value * 1e6:.0f} µs"
-    if value < 1:
-        return f"{value * 1e3:.3g} ms" if value < 0.1 else f"{value * 1e3:.0f} ms"
-    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
+__all__ = [
+    "console", "counted", "error_console", "flops", "json_text", "num_bytes", "scaled", "seconds", "table", "write_json",
+]  # fmt: skip
 
 
 def console() -> Console:

@@ -1,6 +1,8 @@
 """The execution trace of one real request: every stage of the spine with shapes, types, bytes and times.
 
-The request runs through the ordinary code. Host stages are timed around their calls, the model by hooks (recorder.py).
+The request runs through the ordinary code, with one exception. Host stages are timed around their calls, the model by hooks on
+its layers (recorder.py); a packed decoder, which otherwise puts a token through all layers in one native call (model/step.py),
+is run layer by layer while it is watched. Its results are the same bits and its decode steps slower, which the stage says.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from foveal.media import ClipSampling, Frames
 from foveal.patches import Budget, Patches, patchify
 from foveal.processor import conversation
 from foveal.sequence import TextSegment
+from foveal.units import counted, num_bytes
 
 if TYPE_CHECKING:
     from foveal.generate import Answer, Pipeline
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from foveal.trace.recorder import DecoderPass, Recorder
 
 __all__ = ["Trace", "run"]
+
+WATCHED = "timed layer by layer; unwatched, these packed weights take a token through all layers in one call, which is faster"
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class _View:
     span: tuple[float, float]
 
     def data(self) -> dict[str, Any]:
-        from foveal.model.quantize import num_bytes, packed_bits
+        from foveal.model.quantize import num_bytes as weight_bytes
+        from foveal.model.quantize import packed_bits
 
         prefill, decode = self._passes()
         config, stats = self.pipeline.processor.config, self.answer.stats
@@ -108,7 +114,7 @@ class _View:
             "tap_rms": next((p.tap_rms for p in prefill if p.tap_rms), []),
             "steps": self._steps(prefill, decode),
             "costs": self._costs(cost, prefill, decode),
-            "weight_bytes": num_bytes(model),
+            "weight_bytes": weight_bytes(model),
             "kv_bytes": cost.kv_bytes,
             "peak_memory_bytes": stats.peak_memory_bytes,
         }  # fmt: skip
@@ -138,10 +144,10 @@ class _View:
         stages: list[dict[str, Any]] = []
 
         def stage(name: str, seconds: float, arrays: list[dict[str, Any]], *notes: str) -> None:
-            num_bytes = sum(a["bytes"] for a in arrays)
-            values = [f"{a['name']} {a['shape']} {a['dtype']}" for a in arrays] + ([_bytes(num_bytes)] if arrays else [])
+            size = sum(a["bytes"] for a in arrays)
+            values = [f"{a['name']} {a['shape']} {a['dtype']}" for a in arrays] + ([num_bytes(size)] if arrays else [])
             stages.append(
-                {"name": name, "seconds": seconds, "bytes": num_bytes, "arrays": arrays, "notes": list(notes),
+                {"name": name, "seconds": seconds, "bytes": size, "arrays": arrays, "notes": list(notes),
                  "values": [*values, *notes]}
             )  # fmt: skip
 
@@ -149,7 +155,7 @@ class _View:
             stage("media", self.host_s[0], [_array(f.name, f.pixels) for f in self.frames])
             stage("patches", self.host_s[1], [_array(f.name, p.pixels)
                                               for f, p in zip(self.frames, self.request.patches, strict=True)])  # fmt: skip
-            stage("vision tokens", encodes_s + pack_patches_s, self._encoded(), f"{config.vision.depth} blocks")
+            stage("vision tokens", encodes_s + pack_patches_s, self._encoded(), counted(config.vision.depth, "block"))
         stage("sequence", self.host_s[2], [
             _array("token_ids", sequence.token_ids), _array("position_ids", sequence.position_ids),
             _array("vision_rows", sequence.vision_rows),
@@ -160,13 +166,16 @@ class _View:
         stage("decoder: prefill", prefill_s, [
             {"name": "hidden", "shape": [len(sequence), config.text.hidden_size], "dtype": prefill[-1].dtype,
              "bytes": len(sequence) * config.text.hidden_size * self.pipeline.model.dtype.itemsize},
-        ], f"{layers} layers", f"cache {_bytes(kv_bytes)}")  # fmt: skip
-        stage("decoder: decode", decode_s, [], f"{len(decode)} passes of 1 row",
-              f"{decode_s / len(decode) * 1e3:.1f} ms a token" if decode else "none needed")  # fmt: skip
+        ], counted(layers, "layer"), f"cache {num_bytes(kv_bytes)}")  # fmt: skip
+        speed = [f"{decode_s / len(decode) * 1e3:.1f} ms a token" if decode else "none needed"]
+        if decode and self.pipeline.model.language_model.step is not None:
+            speed.append(WATCHED)
+        passes = "1 pass" if len(decode) == 1 else f"{len(decode):,} passes"
+        stage("decoder: decode", decode_s, [], f"{passes} of 1 row", *speed)
         logits = prefill[-1].logits_shape
         stage("sampler → text", gaps_s, [{"name": "logits", "shape": list(logits), "dtype": prefill[-1].dtype,
                                           "bytes": logits[0] * logits[1] * self.pipeline.model.dtype.itemsize}],
-              f"{len(self.answer.token_ids)} ids", f"{len(self.answer.text)} characters")  # fmt: skip
+              counted(len(self.answer.token_ids), "id"), counted(len(self.answer.text), "character"))  # fmt: skip
         return stages
 
     def _encoded(self) -> list[dict[str, Any]]:
@@ -268,7 +277,7 @@ class _View:
 def _machine(pipeline: Pipeline) -> str:
     import torch
 
-    where = f"{torch.get_num_threads()} CPU threads"
+    where = counted(torch.get_num_threads(), "CPU thread")
     if pipeline.model.device.type == "cuda":
         where = torch.cuda.get_device_name(pipeline.model.device)
     return f"torch {torch.__version__}, {where}"
@@ -276,9 +285,3 @@ def _machine(pipeline: Pipeline) -> str:
 
 def _array(name: str, values: Any) -> dict[str, Any]:
     return {"name": name, "shape": list(values.shape), "dtype": str(values.dtype), "bytes": int(values.nbytes)}
-
-
-def _bytes(value: int) -> str:
-    from foveal.cli.show import num_bytes
-
-    return num_bytes(value)

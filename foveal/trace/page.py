@@ -13,6 +13,7 @@ import numpy.typing as npt
 from foveal.config import VisionConfig
 from foveal.media.encode import data_url
 from foveal.patches import Patches
+from foveal.units import flops
 
 MAX_FRAMES = 12  # of one clip on the page
 MAX_SIDE_PX = 720
@@ -20,8 +21,6 @@ MAX_SIDE_PX = 720
 
 def render(trace: dict[str, Any], media: Seq[Patches], vision: VisionConfig) -> str:
     """Draw a trace; `media` are the request's patches, in order."""
-    from foveal.cli.show import flops
-
     costs = [c | {"flops": flops(c["flops"]), "rate": flops(c["flops"] / c["seconds"]) + "/s"} for c in trace["costs"]]
     data = trace | {"costs": costs, "media": [_with_frames(m, p, vision) for m, p in zip(trace["media"], media, strict=True)]}
     # Inside a script element only "<" could end it or open a comment.
@@ -49,6 +48,7 @@ def _with_frames(media: dict[str, Any], patches: Patches, vision: VisionConfig) 
         {
             "index": t,
             "time_s": patches.times_s[t],
+            "time": f"{patches.times_s[t]:.1f} s",  # rounded here, as in the prompt: JavaScript rounds 0.25 up
             "src": data_url(rebuild(patches, vision, t), max_side_px=MAX_SIDE_PX),
         }
         for t in shown

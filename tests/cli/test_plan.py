@@ -11,20 +11,23 @@ from typing import Any
 
 import pytest
 
-from foveal import kernels
+from foveal import choice, kernels
 from foveal.cli.inputs import Inputs
 from foveal.cli.models import Target, describe
 from foveal.cli.options import MediaOptions
 from foveal.cli.plan import collect, estimated_segments, look
 from foveal.config import preset
 from foveal.errors import ConfigError
+from foveal.generate import Pipeline
+from foveal.limits import PATHS, Limits
 from foveal.model.load import load_model
 from foveal.model.quantize import num_bytes, quantize, save_packed, step_bytes
 from foveal.processor import Processor
 from foveal.prompt import ChatTemplate
 from foveal.sequence import TextSegment
+from foveal.standin import new_checkpoint
 from foveal.tokenizer import Tokenizer
-from tests.command import Run
+from tests.command import Run, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,56 @@ def test_a_packed_folder_is_priced_as_it_is_packed(checkpoint: str, tmp_path: Pa
         collect(Inputs((), "What?"), describe(str(tmp_path)), MediaOptions(), system=None, dtype="bfloat16", max_tokens=1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("small", [True, False])
+def test_a_plan_prices_the_precision_that_ask_takes(
+    tmp_path: Path, run_foveal: Run, monkeypatch: pytest.MonkeyPatch, dtype: str, small: bool
+) -> None:
+    new_checkpoint(tiny_config(), tmp_path / "own", seed=1, dtype=dtype)
+    fast = Limits(1e10, {path: (n * 1e11,) * 3 for path, n in zip(PATHS, (1, 2, 4, 5), strict=True)})
+    monkeypatch.setattr(choice, "limits", lambda: fast)
+    if not small:
+        monkeypatch.setattr(choice, "SMALL", 0)
+    words = ("plan", "What?", "-m", tmp_path / "own", "--max-tokens", 4)
+    facts, loaded = json.loads(run_foveal(*words, "--json").out), Pipeline.load(tmp_path / "own")
+    assert facts["dtype"] == str(loaded.model.dtype).removeprefix("torch.") == loaded.choice.path  # type: ignore[union-attr]
+    assert facts["dtype"] == ("bfloat16" if dtype == "bfloat16" and not small else "float32")
+    assert facts["kv_cache"] == facts["dtype"]
+    assert facts["memory_bytes"]["weights"] == num_bytes(loaded.model)
+    assert loaded.choice.why in facts["why"] and loaded.choice.why in run_foveal(*words).out  # type: ignore[union-attr]
+    named = json.loads(run_foveal(*words, "--json", "--dtype", "float16").out)
+    assert (named["dtype"], named["why"]) == ("float16", None)
+
+
+@pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantize_is_priced_as_it_is_loaded(checkpoint: str, tmp_path: Path, run_foveal: Run, bits: int) -> None:
+    words = ("plan", "What?", "--max-tokens", 4, "--json", "-m")
+    facts = json.loads(run_foveal(*words, checkpoint, "--quantize", bits).out)
+    model = Pipeline.load(checkpoint, bits=bits).model
+    assert (facts["dtype"], facts["kv_cache"], facts["why"]) == (f"{bits} bits", "bfloat16", None)
+    assert facts["memory_bytes"]["weights"] == num_bytes(model)
+    plain = json.loads(run_foveal(*words, checkpoint, "--quantize", "none").out)
+    assert plain["dtype"] == "float32" and plain["why"]
+    save_packed(model, tmp_path / "packed", bits, copy_from=checkpoint)
+    same, other, none = (run_foveal(*words, tmp_path / "packed", "--quantize", one) for one in (bits, 12 - bits, "none"))
+    assert json.loads(same.out)["memory_bytes"] == facts["memory_bytes"]
+    assert other.code == none.code == 2 and f"is packed to {bits} bits; leave --quantize out" in other.err
+    assert "plan with the original" in none.err
+
+
+def test_the_embedded_model_needs_no_torch(photo: str) -> None:
+    code = (
+        "import sys; from foveal.cli import main\n"
+        f"code = main(['plan', {photo!r}, 'What?', '--json'])\n"
+        "assert code == 0 and 'torch' not in sys.modules, code"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["dtype"] == "float32" and facts["why"].startswith("float32: a model this small")
+
+
 def test_tables_say_it_for_people(run_foveal: Run, checkpoint: str, photo: str, movie: str) -> None:
     done = run_foveal("plan", photo, movie, "What?", "-m", checkpoint)
     assert done.code == 0 and done.err == ""
@@ -76,7 +129,9 @@ def test_tables_say_it_for_people(run_foveal: Run, checkpoint: str, photo: str, 
                  "key-value cache", "until the first token", "decode, a token"):  # fmt: skip
         assert text in done.out
     assert "does NOT fit" in run_foveal("plan", "q", "-m", checkpoint, "--max-tokens", 5000).out
-    assert "estimated" in run_foveal("plan", "q", "-m", "8B").out
+    preset_table = run_foveal("plan", "q", "-m", "8B").out
+    assert "estimated" in preset_table and "bfloat16 as published; on a CPU ask takes float32 unless" in preset_table
+    assert "with 1 token of answer" in run_foveal("plan", "q", "-m", "8B", "--max-tokens", 1).out
 
 
 def test_a_preset_needs_neither_weights_nor_torch(photo: str, movie: str) -> None:

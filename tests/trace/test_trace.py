@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import foveal
+from foveal import kernels
 from foveal.cost import decoder_flops, encode_flops
 from foveal.generate import PREFILL_WINDOW, Pipeline
 from foveal.model.quantize import num_bytes
 from foveal.patches import Patches, patchify, resize, target_size
-from foveal.trace import Trace, run
+from foveal.prompt import timestamp_text
+from foveal.trace import WATCHED, Trace, run
 from foveal.trace.page import MAX_FRAMES, rebuild, render
 from foveal.trace.recorder import Recorder
 from tests.command import Run
@@ -94,10 +97,18 @@ def test_work_agrees_with_cost(pipeline: Pipeline, trace: Trace) -> None:
     assert trace.data["kv_bytes"] == config.text.kv_bytes_per_token("float32") * (length + 6)
 
 
-def test_a_packed_model_s_weights_are_counted_as_they_are() -> None:
+@pytest.mark.skipif(not kernels.available(), reason=f"no kernels: {kernels.reason()}")
+def test_a_packed_model_is_described_as_it_is(trace: Trace) -> None:
+    """Its weights are counted as packed, and its decode steps are said to be slower than those nobody watches."""
     packed = foveal.load(bits=8)
-    data = run(packed, "What?", []).data
+    traced = run(packed, "What?", [], sampling=packed.sampling(max_tokens=2, ignore_end=True))
+    data = traced.data
     assert data["dtype"] == "8 bits" and data["weight_bytes"] == num_bytes(packed.model) < 16e6
+    notes = {name: [stage for one in some["stages"] if one["name"] == name for stage in one["notes"]]
+             for name, some in (("decoder: decode", data), ("decoder: prefill", data))}  # fmt: skip
+    assert WATCHED in notes["decoder: decode"] and WATCHED not in notes["decoder: prefill"]
+    assert WATCHED in traced.html(packed)
+    assert WATCHED not in str(trace.data)  # plain weights run as they always do
 
 
 def test_text_alone_and_a_long_prompt(pipeline: Pipeline) -> None:
@@ -152,6 +163,17 @@ def test_the_page_needs_nothing_and_obeys_nobody(pipeline: Pipeline, trace: Trac
     for media in data["media"]:
         for frame in media["frames"]:
             assert re.match(r"data:image/(png|jpeg);base64,", frame["src"])
+
+
+def test_the_page_says_times_and_sizes_as_the_prompt_and_the_plan_do(pipeline: Pipeline, trace: Trace) -> None:
+    """JavaScript would round 0.25 to 0.3 where the prompt has 0.2; columns stand before rows, as width before height."""
+    clip = replace(trace.patches[1], times_s=(0.25, 1.25, 2.75))
+    page = render(trace.data | {"media": [trace.data["media"][1]]}, [clip], pipeline.processor.config.vision)
+    frames = json.loads(page.split('type="application/json">')[1].split("</script>")[0])["media"][0]["frames"]
+    assert [frame["time"] for frame in frames] == ["0.2 s", "1.2 s", "2.8 s"]
+    assert [f"<{frame['time'].removesuffix(' s')} seconds>" for frame in frames] == [timestamp_text(t) for t in clip.times_s]
+    assert "frame.time}" in page and "frame.time_s" not in page
+    assert "${run.columns} x ${run.rows} tokens" in page and "${width / t} x ${height / t} vision tokens" in page
 
 
 def test_a_long_clip_shows_some_frames_and_counts_the_rest(pipeline: Pipeline, trace: Trace) -> None:
