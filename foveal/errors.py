@@ -73,7 +73,7 @@ class DivergenceError(FovealError):
 
 
 class MissingDependency(FovealError):
-    """An optional package is needed; the message names the command that installs it."""
+    """An optional package is needed; the message names the command that installs it, from a clone of foveal."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f'{purpose} needs {package}, which is not installed; run: pip install "foveal[{extra}]"')
+        super().__init__(f'{purpose} needs {package}, which is not installed; run: pip install -e ".[{extra}]"')

@@ -319,7 +319,7 @@ def test_threads() -> None:
 def test_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
     data = clip(2)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingDependency, match=r'needs PyAV, which is not installed; run: pip install "foveal\[video\]"'):
+    with pytest.raises(MissingDependency, match=r'needs PyAV, which is not installed; run: pip install -e "\.\[video\]"'):
         load(data)
     assert load(encode(gradient(), "PNG")).kind == "image"
 

@@ -71,7 +71,7 @@ def _print(data: dict[str, Any]) -> None:
     work = [(c["stage"], show.flops(c["flops"]), show.seconds(c["seconds"]), show.flops(c["flops"] / c["seconds"]) + "/s")
             for c in data["costs"]]  # fmt: skip
     out.print(show.table("\nwork", work, ("", "FLOPs", "time", "rate"), right=(1, 2, 3)))
-    out.print(f"\nanswer ({len(data['steps'])} tokens, {data['finish_reason']})", style="bold")
+    out.print(f"\nanswer ({show.counted(len(data['steps']), 'token')}, {data['finish_reason']})", style="bold")
     out.print(data["answer"], markup=False)
 
 

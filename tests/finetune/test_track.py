@@ -65,5 +65,5 @@ def test_a_run_is_tracked(kind: Kind, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(("kind", "module"), [("trackio", "trackio"), ("tensorboard", "torch.utils.tensorboard")])
 def test_the_missing_one_is_named(kind: Kind, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependency, match=rf'needs {kind}, which is not installed; run: pip install "foveal\[{kind}\]"'):
+    with pytest.raises(MissingDependency, match=rf'needs {kind}, which is not installed; run: pip install -e "\.\[{kind}\]"'):
         open_trackers([kind], tmp_path, 0, {})
