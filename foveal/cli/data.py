@@ -28,12 +28,17 @@ def run_check(
 ) -> None:  # fmt: skip
     from foveal.finetune import plots
     from foveal.finetune.check import Report, check
+    from foveal.finetune.sources import require_whole
 
     if plot is not None:
         plots.require_matplotlib()
         if not plot.absolute().parent.is_dir():
             raise DataError(f"{plot}: there is no folder {plot.parent}")
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"--max-tokens is {max_tokens}; expected 1 or more")
     settings = _settings(config)
+    for spec in specs:
+        require_whole(spec, settings.sources if settings else None)
     specs = specs or (settings.data + settings.eval if settings else ())
     if not specs:
         raise DataError("there is nothing to check; name a JSON or JSONL file, or a run's TOML with --config")
@@ -83,7 +88,10 @@ def _print(facts: dict[str, Any]) -> None:
 
 
 def run_show(spec: str, index: int, model: str | None, config: Path | None, root: Path | None, media: MediaOptions) -> None:
+    from foveal.finetune.sources import require_whole
+
     settings = _settings(config)
+    require_whole(spec, settings.sources if settings else None)
     source = _open(spec, settings, root)
     if not 0 <= index < len(source):
         raise DataError(f"{spec} has the samples 0 to {len(source) - 1}, and no sample {index}")
@@ -161,7 +169,7 @@ def _reader(model: str | None, settings: TuneSettings | None, media: MediaOption
     reader = reader_of(processor, settings)
     reader.budget = media.budget(reader.budget)
     reader.clip_sampling = media.clip_sampling(reader.clip_sampling)
-    reader.max_tokens = max_tokens or reader.max_tokens
+    reader.max_tokens = reader.max_tokens if max_tokens is None else max_tokens
     return reader
 
 

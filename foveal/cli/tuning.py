@@ -12,7 +12,7 @@ from foveal.cli.options import OUTPUT, Flag, MediaOptions
 Model = Annotated[str | None, Parameter(name=["--model", "-m"], help="Folder or hub name; the embedded model by default.")]
 Root = Annotated[Path | None, Parameter(help="Folder that media are relative to; by default each file's own.")]
 Config = Annotated[Path | None, Parameter(help="TOML file of a run: its named sources, model and budgets count here, too.")]
-Source = Annotated[str, Parameter(help="JSON or JSONL file, or a source the configuration names; file%50 is half of it.")]
+Source = Annotated[str, Parameter(help="JSON or JSONL file, or a source the configuration names.")]
 
 data = App(name="data", help="Look at training data before it costs anything.")
 
@@ -29,7 +29,9 @@ def train(
     config: Annotated[Path | None, Parameter(help="TOML file of settings.")] = None,
     *,
     model: Model = None,
-    data: Annotated[list[str] | None, Parameter(help="Training data, as in data check; may be repeated.", negative="")] = None,
+    data: Annotated[
+        list[str] | None, Parameter(help="JSON or JSONL file, file%50 for half of it an epoch; may be repeated.", negative="")
+    ] = None,
     output: Annotated[Path | None, Parameter(help="Folder of the run; one that holds a run goes on with it.")] = None,
     steps: Annotated[int | None, Parameter(help="How many steps; instead of epochs.")] = None,
     set: Annotated[list[str] | None, Parameter(help="Any setting, as key=value: lora.rank=8.", negative="")] = None,

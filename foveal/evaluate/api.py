@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 from foveal.errors import ConfigError, ServerError
 from foveal.evaluate.arms import Said, item_sampling
 from foveal.evaluate.items import Item, Messages, with_system
-from foveal.media import Frames, load_clip
+from foveal.media import Frames, Limits, load_clip
 from foveal.media.encode import bytes_url, data_url
+from foveal.media.source import fetch, resolve
 from foveal.prompt import timestamp_text
 from foveal.sampler import Sampling
 from foveal.world import save_clip
@@ -121,7 +122,7 @@ class Remote:
         out = []
         for message in with_system(item.messages, self.system):
             content = message["content"]
-            if not isinstance(content, str):
+            if isinstance(content, list):  # one that only calls tools has none
                 content = [new for part in content for new in self._part(part)]
             out.append({**message, "content": content})
         return out
@@ -205,15 +206,17 @@ def _url(kind: str, url: str) -> dict[str, Any]:
 
 
 def _file_url(source: Any, kind: str) -> str:
-    """Send a file's own bytes; a URL as it is, for the server to fetch."""
+    """Send a file's own bytes, by path or file://; another URL as it is, for the server to fetch. Raise MediaError."""
     if not isinstance(source, str):
         raise ConfigError(
             f"a {kind} given as a {type(source).__name__} cannot be sent to a server; name one file, or use frames"
         )
     if source.split(":", 1)[0].lower() in ("http", "https", "data"):
         return source
-    mime = mimetypes.guess_type(source)[0] or ("image/png" if kind == "image" else "video/mp4")
-    return bytes_url(Path(source).read_bytes(), mime)
+    found = resolve(source, Limits(), fetch)
+    mime = mimetypes.guess_type(found.name)[0] or ("image/png" if kind == "image" else "video/mp4")
+    with found.open() as file:
+        return bytes_url(file.read(), mime)
 
 
 def _clip_url(frames: Frames) -> str:

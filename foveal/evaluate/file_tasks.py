@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
-from foveal.errors import DataError, FovealError
-from foveal.evaluate.items import Box, Evidence, Item
+from foveal.errors import DataError, FovealError, MediaError
+from foveal.evaluate.items import Box, Evidence, Item, prompt_json
 from foveal.evaluate.metrics import Scores
 from foveal.evaluate.scorers import SCORERS, best, infer
-from foveal.finetune.formats import read_record
+from foveal.finetune.formats import read_record, texts_of
 from foveal.finetune.sources import Source
-from foveal.media import ClipSampling, probe
+from foveal.media import ClipSampling, Limits, probe
+from foveal.media.source import fetch, resolve
 from foveal.messages import MediaPart, split_media
 
 EVERY_FRAME = ClipSampling(num_frames=2**31)
+_ADDRESS = re.compile("https?://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +59,14 @@ class FileTask:
         }  # fmt: skip
 
     def check(self) -> None:
-        """Read every record, and see that its files are there, its evidence in them, its reference scored. Raise DataError."""
+        """Read every record; its files must be readable, its evidence in them, its reference scored. Raise DataError."""
         for index in range(self.count):
             item = self._read(index)
-            for _, source in item.media:
-                for one in source if isinstance(source, list) else [source]:
-                    if isinstance(one, str) and "://" not in one and not one.startswith("data:") and not Path(one).is_file():
-                        raise DataError(f"{self.source.place(index)}: there is no file {one}")
             try:
                 item.score("")
-                _check_inside(item)
-            except FovealError as error:
+                _check_media(item)
+                json.dumps(prompt_json(item.messages), allow_nan=False)  # as every answer's line will hold it
+            except ValueError as error:  # a FovealError, too
                 raise DataError(f"{self.source.place(index)}: {error}") from error
 
     def _read(self, index: int) -> Item:
@@ -93,13 +93,12 @@ class FileTask:
 
 
 def _references(last: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[str, ...]:
-    content = last["content"]
-    if not isinstance(content, str):
-        content = "".join(part.get("text", "") for part in split_media([last])[0][0]["content"])
-    more = record.get("answers") or []
+    first, more = "".join(texts_of(last)), record.get("answers") or []
     if not isinstance(more, list) or not all(isinstance(one, str) for one in more):
         raise DataError("answers is not a list of texts")
-    return (content, *(one for one in more if one != content))
+    if not all(one.strip() for one in (first, *more)):
+        raise DataError("an answer to compare with is empty; the last message and all of answers need a text")
+    return (first, *(one for one in more if one != first))
 
 
 def _scorer(own: Any, asked: str | None, references: Sequence[str]) -> str:
@@ -168,17 +167,36 @@ def _check_frame(frame: int, number: int, count: int | None) -> None:
         raise DataError(f"evidence names frame {frame} of picture {number}, which{has}; they count from 0")
 
 
-def _check_inside(item: Item) -> None:
-    """Look into the files of an item's media whether they hold its evidence; not at addresses, which cost a download."""
+def _check_file(source: str, *, is_picture: bool) -> None:
+    """Look at a picture's header, and whether a clip is there: to look into one, the extra `video` is needed."""
+    try:
+        if is_picture:
+            probe(source)
+        else:
+            resolve(source, Limits(), fetch)
+    except MediaError as error:
+        where = "" if source[:5].lower() == "data:" else f"{source}: "
+        raise DataError(f"{where}{error}") from error
+
+
+def _check_media(item: Item) -> None:
+    """See that what an item shows can be read and holds its evidence; not of addresses, which cost a download."""
     for number, (kind, source) in enumerate(item.media):
-        places = item.evidence.on(number)
-        one = source[0] if isinstance(source, list) and source else source
-        if not places or not isinstance(one, str) or "://" in one or one.startswith("data:"):
+        is_list = kind == "video" and isinstance(source, list)
+        files = source if is_list else [source]
+        if not files or not all(isinstance(one, str) for one in files):
+            raise DataError(f"{kind} {number} is {brief(source)}; expected the name of a file, or of a clip a list of pictures")
+        if any(_ADDRESS.match(one) for one in files):
             continue
-        found = probe(one, sampling=EVERY_FRAME)
+        for one in files:
+            _check_file(one, is_picture=kind == "image" or is_list)
+        places = item.evidence.on(number)
+        if not places:
+            continue
+        found = probe(files[0], sampling=EVERY_FRAME)
         height, width = found.source_size
         for frame, box in places:
-            if kind == "video" and not isinstance(source, list) and found.kind == "video":
+            if kind == "video" and not is_list and found.kind == "video":
                 _check_frame(frame, number, len(found.times_s))
             x1, y1, x2, y2 = box
             if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:  # a pixel more is how one rounds

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from foveal.evaluate.metrics import Scores
+from foveal.finetune.formats import texts_of
 from foveal.media import Frames
 from foveal.messages import split_media
 
@@ -57,24 +58,17 @@ class Item:
     @property
     def question(self) -> str:
         """The text of the last message."""
-        return _words(self.messages[-1])
+        return " ".join(texts_of(self.messages[-1]))
 
     @property
     def earlier(self) -> list[str]:
         """The texts of the messages before it."""
-        return [_words(message) for message in self.messages[:-1]]
+        return [" ".join(texts_of(message)) for message in self.messages[:-1]]
 
     @property
     def media(self) -> list[tuple[str, Any]]:
         """List the kind ("image", "video") and the source of every medium."""
         return [(part.kind, part.source) for part in split_media(self.messages)[1]]
-
-
-def _words(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part["type"] == "text")
 
 
 def prompt_json(messages: Sequence[dict[str, Any]]) -> Messages:

@@ -19,8 +19,6 @@ Span = tuple[float, float]
 
 BOX_THRESHOLDS = (0.5, 0.75)
 SPAN_THRESHOLDS = (0.3, 0.5, 0.7)
-# 1:02:03.5, 02:03 and 3.5 are all times in seconds.
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
 
 
 def exact(answer: str, truth: str) -> float:
@@ -93,14 +91,6 @@ def box_scores(found: Sequence[Ends], wanted: Sequence[Ends]) -> Scores:
         out[f"iou@{threshold}"] = (hits, count)
         out[f"f1@{threshold}"] = (2 * hits, count + len(found))
     return out
-
-
-def times(text: str) -> list[float]:
-    """Read the times of a text in seconds: 3.5, 02:03, 1:02:03."""
-    found = []
-    for hours, minutes, seconds in _TIME.findall(text):
-        found.append(3600.0 * float(hours or 0) + 60.0 * float(minutes or 0) + float(seconds))
-    return found
 
 
 def temporal_iou(a: Span, b: Span) -> float:

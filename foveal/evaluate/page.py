@@ -18,7 +18,7 @@ from foveal.evaluate.items import Box, Item
 from foveal.evaluate.metrics import Scores
 from foveal.evaluate.report import LOWER_IS_BETTER, estimate_text, worst
 from foveal.evaluate.run import Line, Run
-from foveal.media import Frames, load, probe
+from foveal.media import DEFAULT_FPS, Frames, load, probe
 from foveal.media.encode import data_url
 from foveal.world.score import parse_boxes
 
@@ -221,7 +221,8 @@ def _opened(source: Any, evidence: list[tuple[int, Box]]) -> tuple[Frames, list[
     """
     if isinstance(source, Frames) or not evidence:
         return source if isinstance(source, Frames) else load(source), evidence
-    times_s = probe(source, sampling=EVERY_FRAME).times_s
+    is_list = isinstance(source, list)  # of pictures, each a frame
+    times_s = np.arange(len(source)) / DEFAULT_FPS if is_list else probe(source, sampling=EVERY_FRAME).times_s
     frames = load(source, sampling=EVERY_FRAME if len(times_s) <= MOST_LOADED else None)
     nearest = {at: int(np.abs(frames.times_s - times_s[at]).argmin()) for at, _ in evidence if at < len(times_s)}
     return frames, [(nearest[at], box) for at, box in evidence if at in nearest]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import foveal
-from foveal.evaluate.bootstrap import Pairs, difference, estimate
+from foveal.evaluate.bootstrap import difference, estimate
 from foveal.evaluate.run import Line, Run
 from foveal.evaluate.scorers import badness
 
@@ -82,23 +82,24 @@ def _measured(tasks: Sequence[Lines], metrics: Sequence[str], seed: int) -> dict
     for metric in metrics:
         values[metric] = {
             arm: estimate(
-                [_pairs(lines[arm], lines[arm], metric) for lines in tasks], seed, is_share=metric.startswith(SHARES)
+                [_pairs(lines, [arm], metric)[0] for lines in tasks], seed, is_share=metric.startswith(SHARES)
             ).to_json()
             for arm in arms
         }
         differences[metric] = []
         for first, second in itertools.combinations(arms, 2):
-            both = [[id for id in lines[first] if id in lines[second]] for lines in tasks]
-            made = difference(
-                [_pairs(lines[first], ids, metric) for lines, ids in zip(tasks, both, strict=True)],
-                [_pairs(lines[second], ids, metric) for lines, ids in zip(tasks, both, strict=True)], seed,
-            )  # fmt: skip
+            both = [_pairs(lines, [first, second], metric) for lines in tasks]
+            made = difference([pairs[0] for pairs in both], [pairs[1] for pairs in both], seed)
             differences[metric].append({"arm": second, "against": first} | made.to_json())
     return {"metrics": values, "differences": differences}
 
 
-def _pairs(lines: Mapping[str, Line], ids: Any, metric: str) -> Pairs:
-    return np.array([lines[id]["scores"].get(metric, (0.0, 0.0)) for id in ids], np.float64).reshape(-1, 2)
+def _pairs(lines: Lines, arms: Sequence[str], metric: str) -> np.ndarray:
+    """Collect a metric of the items that all of some arms answered: (arms, n, 2), a row for all but items of 0 / 0 in all."""
+    ids = [id for id in lines[arms[0]] if all(id in lines[arm] for arm in arms)]
+    out = np.array([[lines[arm][id]["scores"].get(metric, (0.0, 0.0)) for id in ids] for arm in arms], np.float64)
+    out = out.reshape(len(arms), -1, 2)
+    return out[:, out[:, :, 1].any(0)]
 
 
 def _arm(run: Run, name: str) -> dict[str, Any]:

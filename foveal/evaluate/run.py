@@ -7,6 +7,7 @@ start takes off. Going on means asking what has no line yet: everything else fol
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,14 +63,18 @@ class Run:
     def save(self) -> None:
         """Write down what is asked of whom."""
         facts = {"foveal": foveal.__version__, "tasks": [task.facts() for task in self.tasks], "arms": self.arms}
-        write_text(self.folder / EXAM, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.folder / EXAM, json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def add(self, line: Line) -> None:
         """Keep an answer."""
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")  # json reads those, too
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+        data = text.encode("utf-8", "surrogatepass")  # json reads those, too
         file = os.open(self.folder / ANSWERS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(file, data)
+            size = os.fstat(file).st_size
+            if os.write(file, data) < len(data):
+                os.ftruncate(file, size)  # the next answer would be glued to this piece
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / ANSWERS))
         finally:
             os.close(file)
         self.lines[line["arm"], line["id"]] = json.loads(data)  # as the next start will find it

@@ -16,15 +16,13 @@ from foveal.evaluate.metrics import (
     normalised,
     overlap,
     span_scores,
-    times,
     words,
 )
-from foveal.world.score import normalise, parse_boxes
+from foveal.world.score import TOLERANCE_S, normalise, parse_boxes, times
 
 Scorer = Callable[[str, str], Scores]
 """(answer, reference) to metrics; "right", in 0 or 1, is always among them."""
 
-TOLERANCE_S = 0.5 + 1e-9  # of a time, as in the world
 _YES_NO = ("yes", "no")
 
 

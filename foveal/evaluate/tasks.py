@@ -16,7 +16,7 @@ from foveal.evaluate.file_tasks import FileTask
 from foveal.evaluate.items import Item
 from foveal.evaluate.scorers import SCORERS
 from foveal.evaluate.world_tasks import CASES, GROUPS, KINDS, LEVELS, CaseTask, WorldTask
-from foveal.finetune.sources import SourceOptions, open_source
+from foveal.finetune.sources import SourceOptions, open_source, require_whole
 
 
 class Task(Protocol):
@@ -54,6 +54,7 @@ def open_tasks(
             continue
         if "/" not in spec and "." not in spec and not Path(spec).is_file():
             raise ConfigError(_unknown(spec))
+        require_whole(spec)
         source = open_source(spec)
         if root is not None:
             source = replace(source, options=SourceOptions(source.options.path, root))

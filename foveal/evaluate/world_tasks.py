@@ -14,7 +14,7 @@ from typing import Any
 
 from foveal.errors import ConfigError
 from foveal.evaluate.items import Evidence, Item, Messages
-from foveal.evaluate.metrics import Scores, times
+from foveal.evaluate.metrics import Scores
 from foveal.evaluate.scorers import SCORERS, infer
 from foveal.media import Frames
 from foveal.train import mini
@@ -33,6 +33,7 @@ from foveal.world import (
 )
 from foveal.world import Item as WorldItem
 from foveal.world import score as world_score
+from foveal.world.score import times
 
 LEVELS: dict[str, Callable[[], Difficulty]] = {"world": mini.world, "wide": Difficulty}
 """How hard the world is: as the embedded model is trained for, or all that the generator can make."""

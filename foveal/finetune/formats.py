@@ -57,8 +57,15 @@ def read_record(record: Any, root: Path) -> Conversation:
     shelf.require_empty()
     if record.get("system"):
         messages.insert(0, {"role": "system", "content": _string(record["system"], "system")})
+    messages = _rooted(messages, root)
     _check_roles(messages)
-    return Conversation(_rooted(messages, root), _tools(record.get("tools")))
+    return Conversation(messages, _tools(record.get("tools")))
+
+
+def texts_of(message: Mapping[str, Any]) -> list[str]:
+    """List the texts of a message that `read_record` has made; one that only calls tools has none."""
+    content = message.get("content") or []
+    return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
 
 
 @dataclass
@@ -177,12 +184,7 @@ def _check_roles(messages: Sequence[Mapping[str, Any]]) -> None:
             f"the messages are from {', '.join(dict.fromkeys(roles))}; without an assistant's there is nothing to learn"
         )
     for i, message in enumerate(messages):
-        content = message.get("content")
-        said = (
-            (content if isinstance(content, str) else "?").strip()
-            or message.get("tool_calls")
-            or message.get("reasoning_content")
-        )
+        said = "".join(texts_of(message)).strip() or message.get("tool_calls") or message.get("reasoning_content")
         if message["role"] == "assistant" and not said:
             raise DataError(f"message {i + 1} is the assistant's and says nothing; a model would learn to be silent")
     if roles[-1] != "assistant":

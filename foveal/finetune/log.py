@@ -40,6 +40,11 @@ class Log:
             return
         self._open.append(line)
         if write:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put out a line for what has been taken since the last one, as before a state is saved: neither knows of more."""
+        if self._open:
             self._write(_joined(self._open))
             self._open.clear()
 
@@ -48,7 +53,8 @@ class Log:
         return self._evaluated == step
 
     def close(self) -> None:
-        """End the trackers."""
+        """Put out the rest, and end the trackers."""
+        self.flush()
         for tracker in self._trackers:
             tracker.close()
 

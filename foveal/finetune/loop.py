@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foveal.errors import CheckpointError, ConfigError, DivergenceError
-from foveal.finetune import plots, state
+from foveal.finetune import fingerprint, plots, state
 from foveal.finetune.balance import Balance
 from foveal.finetune.log import Log
 from foveal.finetune.loss import AnswerLoss, row_weights
@@ -30,18 +30,21 @@ from foveal.finetune.track import open_trackers
 from foveal.model import Qwen3VL
 
 SMOOTHING = 0.95  # of the mean loss that tells divergence
+SETTLED = round(1 / (1 - SMOOTHING))  # steps before which that mean is a few batches' own
 
 
 class Tuner:
     """Fine-tunes a model in place. `settings.output` holds the state, the log and its picture; a state there is gone on with.
 
     progress: told, after every step, how far the run is (0 to 1) and the step's metrics; notify: told of bad lines that are
-    left out; team: the processes that train it together, told by the first of them alone. Raise DataError, ConfigError or
-    CheckpointError for a run that cannot begin or go on.
+    left out; team: the processes that train it together, told by the first of them alone; base: the folder the model came
+    from, so that a run is not gone on with on another. Raise DataError, ConfigError or CheckpointError for a run that cannot
+    begin or go on.
     """
 
     def __init__(
         self, model: Qwen3VL, reader: SampleReader, settings: TuneSettings, *, team: Team | None = None,
+        base: Path | None = None,
         progress: Callable[[float, dict[str, Any]], None] = lambda share, metrics: None,
         notify: Callable[[str], None] = lambda reason: None,
     ) -> None:  # fmt: skip
@@ -50,8 +53,11 @@ class Tuner:
         if settings.plot:
             plots.require_matplotlib()
         self.sources = [open_source(spec, settings.sources) for spec in settings.data]
-        self.eval_sources = [open_source(spec, settings.sources) for spec in settings.eval]
         self.stream = self._stream(self.sources, settings.epochs if settings.epochs or settings.steps else 1.0)
+        examined = [open_source(spec, settings.sources) for spec in settings.eval]
+        self.examination = self._stream(examined, 1.0) if examined else None
+        self.data = [fingerprint.of_source(source) for source in self.sources]
+        self.base = None if base is None else fingerprint.of_checkpoint(base)
         self.learning = prepare(model, settings)
         self.objective = AnswerLoss(model, settings.chunk)
         self.team.divide(model, self.objective)
@@ -63,7 +69,7 @@ class Tuner:
         )  # fmt: skip
         self.balance = Balance(model) if settings.balance else None
         self.step, self.cursor, self.done = 0, Cursor(), 0.0
-        self.mean_loss, self.lowest_loss = 0.0, math.inf
+        self.mean_loss, self.mean_weight, self.lowest_loss = 0.0, 0.0, math.inf
         self.saved_step: int | None = None
         self.elapsed_s = 0.0
         self._stopping = False
@@ -91,6 +97,10 @@ class Tuner:
             self.log.close()
 
     def _run(self) -> bool:
+        if self.examination is not None and self.share < 1:
+            for _ in self.examination.start(Cursor()):  # a bad line is found now, and not after the first hundred steps
+                if self._stopping:
+                    break
         self.model.train()
         stream = self.stream.start(self.cursor)
         try:
@@ -104,14 +114,14 @@ class Tuner:
                 self.elapsed_s += seconds
                 self._record(packed, metrics, seconds)
                 settings = self.settings
-                if settings.eval_every and self.eval_sources and self.step % settings.eval_every == 0:
+                if settings.eval_every and self.examination and self.step % settings.eval_every == 0:
                     self._evaluate()
                 if self.step % settings.save_every == 0:
                     self.save()
         finally:
             stream.close()
         finished = self.share >= 1 or not self.team.any(self._stopping)
-        unheard = finished and bool(self.eval_sources) and not self.log.has_evaluation(self.step)
+        unheard = finished and self.examination is not None and not self.log.has_evaluation(self.step)
         if unheard:
             self._evaluate()
         if unheard or self.saved_step != self.step:
@@ -128,14 +138,16 @@ class Tuner:
 
         Raise DivergenceError, and keep the last state, where weights are not finite.
         """
+        self.log.flush()
         if self.saved_step != self.step:
             if damaged := self.optimiser.damaged():
                 some = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
                 raise DivergenceError(self._where(f"the last step made weights that are not finite, {some}", []))
             run = {
-                "step": self.step, "cursor": asdict(self.cursor), "done": self.done, "mean_loss": self.mean_loss,
-                "lowest_loss": self.lowest_loss if math.isfinite(self.lowest_loss) else None, "elapsed_s": self.elapsed_s,
-                "settings": self.settings.same_run(), "data": self._data(),
+                "step": self.step, "cursor": asdict(self.cursor), "done": self.done, "elapsed_s": self.elapsed_s,
+                "mean_loss": self.mean_loss, "mean_weight": self.mean_weight,
+                "lowest_loss": self.lowest_loss if math.isfinite(self.lowest_loss) else None,
+                "settings": self.settings.same_run(), "data": self.data, "base": self.base,
             }  # fmt: skip
             state.save(self.settings.output, self.step, self.optimiser.tensors(), run, self.team.leads)
             self.saved_step = self.step
@@ -155,10 +167,11 @@ class Tuner:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Return the mean loss of a learned token over the evaluation sources."""
+        """Return the mean loss of a learned token over the evaluation sources, of which there are some."""
+        assert self.examination is not None
         self.model.eval()
         total, weight = torch.zeros((), dtype=torch.float64), 0.0
-        stream = self._stream(self.eval_sources, 1.0).start(Cursor())
+        stream = self.examination.start(Cursor())
         while packed := list(islice(stream, self.team.data)):
             for turn in self.team.turns(len(packed)):
                 loss = self.objective(packed[turn.batch].samples, "token").item()
@@ -207,7 +220,7 @@ class Tuner:
         for batch, value in zip(packed, values, strict=True):
             self._require_finite(value, "loss", [batch])
         loss = sum(values)
-        self._watch(loss, packed)
+        self._watch(loss, total_weight, packed)
         now, end = self.share, self._share_after(packed[-1])
         scale = schedule((now + end) / 2, settings.warmup, settings.floor)
         norm = self.optimiser.step(scale)
@@ -224,10 +237,13 @@ class Tuner:
         if not math.isfinite(value):
             raise DivergenceError(self._where(f"the {what} is {value}", packed))
 
-    def _watch(self, loss: float, packed: Sequence[Packed]) -> None:
+    def _watch(self, loss: float, weight: float, packed: Sequence[Packed]) -> None:
         """Follow the mean loss, and stop a run in which it left its lowest far behind."""
-        self.mean_loss = SMOOTHING * self.mean_loss + (1 - SMOOTHING) * loss
-        mean = self.mean_loss / (1 - SMOOTHING ** (self.step + 1))
+        self.mean_loss = SMOOTHING * self.mean_loss + (1 - SMOOTHING) * loss * weight
+        self.mean_weight = SMOOTHING * self.mean_weight + (1 - SMOOTHING) * weight
+        if self.step < SETTLED:  # one easy batch would be the lowest, and every other far above it
+            return
+        mean = self.mean_loss / self.mean_weight
         limit = self.settings.divergence
         if limit and mean > limit * self.lowest_loss + 1:
             raise DivergenceError(self._where(f"the mean loss is {mean:.3g} and was {self.lowest_loss:.3g}", packed))
@@ -266,7 +282,7 @@ class Tuner:
 
     def _resume(self, folder: Path) -> None:
         run = state.read_run(folder)
-        _require_same(run, self.settings.same_run(), self._data(), folder)
+        self._require_same(run, folder)
         names = state.names(folder)
         wanted = {f"master.{name}" for name in self.optimiser.masters}
         held = {name for name in names if name.startswith("master.")}
@@ -276,37 +292,33 @@ class Tuner:
         state.load(folder, tensors)
         self.optimiser.restore(tensors)
         self.step, self.cursor, self.done = run["step"], Cursor(**run["cursor"]), run["done"]
-        self.mean_loss, self.elapsed_s = run["mean_loss"], run["elapsed_s"]
+        self.mean_loss, self.mean_weight, self.elapsed_s = run["mean_loss"], run["mean_weight"], run["elapsed_s"]
         self.lowest_loss = math.inf if run["lowest_loss"] is None else run["lowest_loss"]
         self.saved_step = self.step
 
-    def _data(self) -> list[dict[str, Any]]:
-        """Describe the sources, to notice that one has changed between two sittings."""
-        return [_fingerprint(source) for source in self.sources]
+    def _require_same(self, run: Mapping[str, Any], folder: Path) -> None:
+        """Require that a state belongs to these settings, this data and this base: the same run, or none."""
+        then, now = run["settings"], self.settings.same_run()
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                longer = ""
+                if name in ("steps", "epochs"):  # the schedule has ended where the old one did
+                    longer = "; to train longer, begin another run from what this one has learned (docs/finetuning.md#longer)"
+                raise ConfigError(
+                    f"{name} is {now.get(name)!r}, but {folder} was begun with {then.get(name)!r}; change it back to go on, or "
+                    f"name another output for another run{longer}"
+                )
+        if run["data"] != self.data:
+            raise ConfigError(
+                f"the data has changed since {folder} was begun: {run['data']} became {self.data}; name another output"
+            )
+        if run["base"] != self.base:
+            raise ConfigError(
+                f"{self.settings.base or 'the embedded model'} has changed since {folder} was begun on it; put it back, or "
+                "name another output"
+            )
 
 
 def _dropout_seed(seed: int, step: int, batch: int) -> int:
     """Derive the seed of a batch's dropout: a function of its place, and nothing to save, whichever process runs it."""
     return int(np.random.SeedSequence([seed, step, batch]).generate_state(1, np.uint32)[0])
-
-
-def _fingerprint(source: Source) -> dict[str, Any]:
-    """Say what an epoch takes of which file; not where that lies, since a run may be moved or started from elsewhere."""
-    options = source.options
-    return {
-        "file": options.path.name, "share": options.share, "weight": options.weight, "records": len(source),
-        "bytes": options.path.stat().st_size,
-    }  # fmt: skip
-
-
-def _require_same(run: dict[str, Any], settings: dict[str, Any], data: list[dict[str, Any]], path: Path) -> None:
-    """Require that a state belongs to these settings and data: the same run, or none."""
-    then = run["settings"]
-    for name in sorted(then.keys() | settings.keys()):
-        if then.get(name) != settings.get(name):
-            raise ConfigError(
-                f"{name} is {settings.get(name)!r}, but {path} was begun with {then.get(name)!r}; change it back to go on, or "
-                "name another output for another run"
-            )
-    if run["data"] != data:
-        raise ConfigError(f"the data has changed since {path} was begun: {run['data']} became {data}; name another output")

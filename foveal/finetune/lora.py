@@ -32,8 +32,9 @@ _EXPERTS = re.compile(r"\.experts(\.base_layer)?$")
 # What would change the numbers, and the value at which it does not.
 _INERT: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, []), "fan_in_fan_out": (False, None),
-    "layer_replication": (None,), "lora_bias": (False, None),
-    "alora_invocation_tokens": (None,),
+    "layer_replication": (None,), "lora_bias": (False, None), "alora_invocation_tokens": (None,),
+    # All others write the base's weights, which are not in the adapter.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }  # fmt: skip
 
 
@@ -342,5 +343,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG} describes no LoRA adapter")
     for key, values in _INERT.items():
         if config.get(key) not in values:
-            raise CheckpointError(f"{folder / CONFIG} has {key} = {config[key]!r}, which foveal does not know how to apply")
+            hint = ""
+            if key == "init_lora_weights":
+                hint = "; it changed the base, so let PEFT save it as a plain LoRA (path_initial_model_for_weight_conversion)"
+            raise CheckpointError(
+                f"{folder / CONFIG} has {key} = {config[key]!r}, which foveal does not know how to apply{hint}"
+            )
     return config

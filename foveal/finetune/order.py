@@ -16,6 +16,9 @@ from foveal.errors import ConfigError, DataError
 from foveal.finetune.samples import Sample, SampleReader
 from foveal.finetune.sources import Source, draws
 
+_Record = tuple[int, int]  # a source and an index in it
+_Asked = tuple[_Record, Future[Sample]]
+
 
 @dataclass(frozen=True)
 class Cursor:
@@ -90,30 +93,30 @@ class Stream:
         self.window = -(-window // batch_size) * batch_size  # no batch is cut short by a window's end but the last
         self.size = sum(draws(sources))
         self.total = None if epochs is None else max(1, round(epochs * self.size))
-        self._told: set[str] = set()
+        self._told: set[_Record] = set()
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch that was asked for last
 
     def start(self, cursor: Cursor) -> Generator[Packed, None, None]:
         """Yield what comes after a cursor. Raise DataError when a whole epoch holds nothing that can be learned from."""
         nothing = cursor.window == 0  # in the epoch so far, if it was seen from its beginning
         with ThreadPoolExecutor(self.workers, "read") as pool:
-            ahead: tuple[Cursor, list[Future[Sample]]] | None = self._ask(pool, Cursor(cursor.epoch, cursor.window))
+            ahead: tuple[Cursor, list[_Asked]] | None = self._ask(pool, Cursor(cursor.epoch, cursor.window))
             try:
                 while ahead is not None:
-                    at, futures = ahead
-                    samples = self._collect(futures)
+                    at, asked = ahead
+                    samples = self._collect(asked)
                     nothing = nothing and not samples
-                    following = self._next(at, len(futures))
+                    following = self._next(at, len(asked))
                     if nothing and following.epoch > at.epoch:
                         raise DataError(f"all {self.size} records of an epoch were skipped; foveal data check says why")
                     nothing = nothing or following.epoch > at.epoch
                     ahead = self._ask(pool, following)
-                    yield from self._packed(samples, at, len(futures), cursor.batch)
+                    yield from self._packed(samples, at, len(asked), cursor.batch)
                     cursor = Cursor()
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _ask(self, pool: ThreadPoolExecutor, at: Cursor) -> tuple[Cursor, list[Future[Sample]]] | None:
+    def _ask(self, pool: ThreadPoolExecutor, at: Cursor) -> tuple[Cursor, list[_Asked]] | None:
         if self._order is None or self._order[0] != at.epoch:  # of millions it takes a second: once an epoch
             self._order = at.epoch, epoch_order(self.sources, self.seed, at.epoch)
         records = self._order[1][at.window * self.window :][: self.window]
@@ -121,23 +124,25 @@ class Stream:
             records = records[: max(0, self.total - at.epoch * self.size - at.window * self.window)]
         if not len(records):
             return None
-        return at, [pool.submit(self.reader, self.sources[source], index) for source, index in records.tolist()]
+        return at, [
+            ((source, index), pool.submit(self.reader, self.sources[source], index)) for source, index in records.tolist()
+        ]
 
     def _next(self, at: Cursor, count: int) -> Cursor:
         ended = at.window * self.window + count >= self.size
         return Cursor(at.epoch + 1) if ended else Cursor(at.epoch, at.window + 1)
 
-    def _collect(self, futures: Sequence[Future[Sample]]) -> list[Sample]:
+    def _collect(self, asked: Sequence[_Asked]) -> list[Sample]:
         samples = []
-        for future in futures:
+        for record, future in asked:
             try:
                 samples.append(future.result())
             except DataError as error:
                 if self.skipped is None:
                     raise
-                if (reason := str(error)) not in self._told:
-                    self._told.add(reason)
-                    self.skipped(reason)
+                if record not in self._told:
+                    self._told.add(record)
+                    self.skipped(str(error))
         return samples
 
     def _packed(self, samples: list[Sample], at: Cursor, drawn: int, first: int) -> Iterator[Packed]:

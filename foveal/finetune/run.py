@@ -29,10 +29,7 @@ def new_tuner(
 
     Under torchrun the processes it started meet first.
     """
-    try:
-        torch.device(settings.device)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device {settings.device!r}; use cpu, cuda, cuda:1, ...") from error
+    _require_device(settings.device)
     directory = model_folder(settings.model)
     if settings.output.resolve() == directory.resolve():
         raise ConfigError(f"output is {settings.output}, the checkpoint itself; name another folder")
@@ -47,7 +44,18 @@ def new_tuner(
     reader = reader_of(Processor.from_checkpoint(directory), settings)
     team = Team.join(settings.device, settings.tensor_parallel)
     model = load_model(directory, dtype=dtype, device=settings.device if team.mesh is None else "cpu")
-    return Tuner(model, reader, settings, team=team, progress=progress, notify=notify)
+    return Tuner(model, reader, settings, team=team, base=directory, progress=progress, notify=notify)
+
+
+def _require_device(name: str) -> None:
+    """Refuse a device that torch does not know, and a GPU that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}; use cpu, cuda, cuda:1, ...") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device is {name!r}, but torch {torch.__version__} finds {count or 'no'} GPUs; use cpu")
 
 
 def write_result(tuner: Tuner) -> list[Path]:
@@ -64,7 +72,7 @@ def write_result(tuner: Tuner) -> list[Path]:
     adapter = {name: value for name, value in learned.items() if is_adapter(name)}
     if settings.lora is not None and len(adapter) == len(learned):
         written.append(settings.output / "adapter")
-        save_adapter(adapter, written[-1], settings.lora, settings.model)
+        save_adapter(adapter, written[-1], settings.lora, settings.base)
     if len(adapter) < len(learned) or settings.merge:
         written.append(settings.output / "model")
         directory = model_folder(settings.model)

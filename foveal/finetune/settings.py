@@ -142,12 +142,17 @@ class TuneSettings:
         """What the model computes in: float32 on CPUs, elsewhere the checkpoint's own (None), unless `dtype` says."""
         return self.dtype or ("float32" if self.device == "cpu" else None)
 
+    @property
+    def base(self) -> str | None:
+        """The model's name; of a folder its absolute path, since what is written may be read from anywhere."""
+        if self.model is None or not (folder := _from_home(self.model)).is_dir():
+            return self.model
+        return str(folder.resolve())
+
     def same_run(self) -> dict[str, Any]:
         """Return, as JSON values, what must not change between two sittings."""
         kept = {name: _plain(value) for name, value in asdict(self).items() if name not in FREE and name != "output"}
-        if self.model is not None and Path(self.model).is_dir():
-            kept["model"] = str(Path(self.model).resolve())
-        return kept
+        return kept | {"model": self.base}
 
 
 def read_settings(file: Path | None, changes: Mapping[str, Any] | None = None, assignments: Iterable[str] = ()) -> TuneSettings:
@@ -170,21 +175,21 @@ def read_settings(file: Path | None, changes: Mapping[str, Any] | None = None, a
 
 
 def _anchor(raw: dict[str, Any], folder: Path) -> None:
-    """Make the paths a file holds relative to its folder."""
+    """Make the paths a file holds relative to its folder, but those that begin with ~."""
     if isinstance(raw.get("output"), str):
-        raw["output"] = folder / raw["output"]
-    if isinstance(raw.get("model"), str) and (folder / raw["model"]).is_dir():
-        raw["model"] = str(folder / raw["model"])
+        raw["output"] = folder / _from_home(raw["output"])
+    if isinstance(raw.get("model"), str) and (at := folder / _from_home(raw["model"])).is_dir():
+        raw["model"] = str(at)
     named = raw.get("sources")
     named = named if isinstance(named, dict) else {}
     for source in named.values():
         for key in ("path", "root"):
             if isinstance(source, dict) and isinstance(source.get(key), str):
-                source[key] = folder / source[key]
+                source[key] = folder / _from_home(source[key])
     for key in ("data", "eval"):
         if isinstance(raw.get(key), list):
             raw[key] = [
-                spec if not isinstance(spec, str) or spec.partition("%")[0] in named else str(folder / spec)
+                spec if not isinstance(spec, str) or spec.partition("%")[0] in named else str(folder / _from_home(spec))
                 for spec in raw[key]
             ]
 
@@ -237,7 +242,15 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return {key: _value(inner[1], one, f"{where}.{key}") for key, one in value.items()}
     if is_dataclass(kind) and isinstance(kind, type):
         return value if isinstance(value, kind) else _build(kind, value, f"{where}.")
-    return value if origin is Literal else Path(value).expanduser() if kind is Path else kind(value)
+    return value if origin is Literal else _from_home(value) if kind is Path else kind(value)
+
+
+def _from_home(path: str | Path) -> Path:
+    """Put the home folder where a path begins with ~."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path} begins with ~, but {error}; write the path in full") from None
 
 
 def _suits(kind: Any, value: Any) -> bool:

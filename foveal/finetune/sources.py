@@ -22,13 +22,14 @@ _SHARE = re.compile(r"(.+)%(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands: a file and its first line, counted from 1."""
+    """Where a record stands: a file, and there a line, counted from 1, or the index of an array, counted from 0."""
 
     file: Path
-    line: int
+    line: int | None = None
+    index: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}[{self.index}]" if self.line is None else f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,23 @@ class SourceOptions:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An indexed file: spans (n, 2) int64 of bytes, lines (n,) int64 from 1."""
+    """An indexed file: spans (n, 2) int64 of bytes, lines (n,) int64 from 1, None of an array."""
 
     options: SourceOptions
-    lines: np.ndarray = field(repr=False)
     spans: np.ndarray = field(repr=False)
+    lines: np.ndarray | None = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.spans)
 
     @property
     def root(self) -> Path:
         return self.options.root or self.options.path.parent
 
     def place(self, index: int) -> Place:
-        return Place(self.options.path, int(self.lines[index]))
+        if self.lines is None:
+            return Place(self.options.path, index=index)
+        return Place(self.options.path, line=int(self.lines[index]))
 
     def record(self, index: int) -> Any:
         """Read and parse one record. Raise DataError, with its place, for what is not JSON."""
@@ -90,24 +93,17 @@ def open_source(spec: str, registry: Mapping[str, SourceOptions] | None = None) 
     if options.root is not None and not options.root.is_dir():
         raise DataError(f"{options.root}, the root of {options.path}, is not a folder")
     try:
-        index = _index_array(options.path) if _is_array(options.path) else _index_lines(options.path)
+        spans, lines = _index_array(options.path) if _is_array(options.path) else _index_lines(options.path)
     except OSError as error:
         raise DataError(f"{options.path} cannot be read: {error.strerror}") from None
-    if not index:
+    if not spans:
         raise DataError(f"{options.path} holds no records")
-    lines, spans = zip(*index, strict=True)
-    return Source(options, np.array(lines, np.int64), np.array(spans, np.int64))
+    return Source(options, np.array(spans, np.int64), None if lines is None else np.array(lines, np.int64))
 
 
 def source_options(spec: str, registry: Mapping[str, SourceOptions]) -> SourceOptions:
     """Read `name`, `name%50`, `file` or `file%50`."""
-    if spec in registry:
-        return registry[spec]
-    if Path(spec).exists():  # a file may have a % in its name
-        return SourceOptions(Path(spec))
-    name, share = spec, 1.0
-    if match := _SHARE.fullmatch(spec):
-        name, share = match[1], float(match[2]) / 100
+    name, share = _split_share(spec, registry)
     known = registry.get(name)
     if known is None:
         if not Path(name).exists():
@@ -115,6 +111,19 @@ def source_options(spec: str, registry: Mapping[str, SourceOptions]) -> SourceOp
             raise DataError(f"{name}: no such file{named}")
         known = SourceOptions(Path(name))
     return SourceOptions(known.path, known.root, known.share * share, known.weight)
+
+
+def require_whole(spec: str, registry: Mapping[str, SourceOptions] | None = None) -> None:
+    """Raise ConfigError for a `%50` where no epoch takes a part."""
+    name, share = _split_share(spec, registry or {})
+    if share != 1:
+        raise ConfigError(f"{spec} is a part, and only an epoch of training takes parts; name {name}, of which all is read")
+
+
+def _split_share(spec: str, registry: Mapping[str, SourceOptions]) -> tuple[str, float]:
+    """Split `name%50` into the name and 0.5; a source or file may have a % in its own name."""
+    match = None if spec in registry or Path(spec).exists() else _SHARE.fullmatch(spec)
+    return (match[1], float(match[2]) / 100) if match else (spec, 1.0)
 
 
 def draws(sources: Sequence[Source]) -> list[int]:
@@ -143,52 +152,54 @@ def _is_array(path: Path) -> bool:
     return False
 
 
-def _index_lines(path: Path) -> list[tuple[int, tuple[int, int]]]:
-    found: list[tuple[int, tuple[int, int]]] = []
+def _index_lines(path: Path) -> tuple[list[tuple[int, int]], list[int]]:
+    spans: list[tuple[int, int]] = []
+    lines: list[int] = []
     at = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             start = at + (3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0)
             at += len(line)
             if line.strip():
-                if not found and line.removeprefix(b"\xef\xbb\xbf").strip() in (b"{", b"["):
+                if not spans and line.removeprefix(b"\xef\xbb\xbf").strip() in (b"{", b"["):
                     raise DataError(
                         f"{path}:{number}: JSON laid out over several lines; put one record on each line, or name a .json file "
                         "that holds a list of records"
                     )
-                found.append((number, (start, at)))
-    return found
+                spans.append((start, at))
+                lines.append(number)
+    return spans, lines
 
 
-def _index_array(path: Path) -> list[tuple[int, tuple[int, int]]]:
+def _index_array(path: Path) -> tuple[list[tuple[int, int]], None]:
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    return list(_elements(text, path))
+    return list(_elements(text, path)), None
 
 
-def _elements(text: str, path: Path) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Yield the line and the bytes of every element of an array."""
+def _elements(text: str, path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of every element of an array."""
     decoder = json.JSONDecoder()
-    char, byte, line = 0, 0, 1  # where the counts have got to
+    char, byte = 0, 0  # where the counts have got to
 
     def bad(at: int, why: str) -> DataError:
-        return DataError(f"{path}:{line + text.count(chr(10), char, at)}: not valid JSON: {why}")
+        return DataError(f"{path}:{1 + text.count(chr(10), 0, at)}: not valid JSON: {why}")
 
     at = text.index("[") + 1
     while True:
         at = _skip(text, at)
         if text[at : at + 1] == "]":
             break
-        byte, line, char = byte + len(text[char:at].encode()), line + text.count("\n", char, at), at
+        byte, char = byte + len(text[char:at].encode()), at
         try:
             _, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise bad(error.pos, error.msg) from None
         except RecursionError as error:
             raise bad(at, _reason(error)) from None
-        yield line, (byte, byte + len(text[char:at].encode()))
+        yield byte, byte + len(text[char:at].encode())
         at = _skip(text, at)
         if text[at : at + 1] == ",":
             at += 1

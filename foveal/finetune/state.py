@@ -7,6 +7,7 @@ when it is complete, and only then is the one before removed: a kill leaves the 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,8 +31,18 @@ def place(output: Path, step: int) -> Path:
 
 def newest(output: Path) -> Path | None:
     """Find the last state of a run that was written to its end."""
-    found = [folder for folder in (output / FOLDER).glob("step-*") if folder.suffix != _PART]
-    return max(found, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+    found = _states(output)
+    return found[max(found)] if found else None
+
+
+def _states(output: Path, suffix: str = "") -> dict[int, Path]:
+    """List the states of a run by step, `suffix` behind their names; whatever else lies beside them is not ours."""
+    found = {}
+    for path in (output / FOLDER).glob("step-*"):
+        match = re.fullmatch(rf"step-([0-9]+){re.escape(suffix)}", path.name)
+        if match is not None and path.is_dir():
+            found[int(match[1])] = path
+    return found
 
 
 def save(output: Path, step: int, tensors: Mapping[str, Tensor], run: Mapping[str, Any], leads: bool) -> Path:
@@ -42,7 +53,7 @@ def save(output: Path, step: int, tensors: Mapping[str, Tensor], run: Mapping[st
     target = place(output, step)
     part = target.with_name(target.name + _PART)
     if leads:
-        for left in (output / FOLDER).glob(f"*{_PART}"):
+        for left in _states(output, _PART).values():
             shutil.rmtree(left)
     try:
         with _alone_is_fine():
@@ -58,7 +69,7 @@ def save(output: Path, step: int, tensors: Mapping[str, Tensor], run: Mapping[st
             "same command goes on from there"
         ) from None
     if leads:
-        for old in target.parent.iterdir():
+        for old in _states(output).values():
             if old != target:
                 shutil.rmtree(old)
     return target

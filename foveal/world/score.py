@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 
@@ -10,9 +11,11 @@ from foveal.world.questions import Question
 
 Ends = tuple[float, float, float, float]
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+# 1:02:03.5, 02:03 and 3.5 are all times in seconds.
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
+_LONGEST_S = 1e6  # a number beyond it, as a model that repeats itself writes, names no time
 _SIGNED = re.compile(r"-?\d+(?:\.\d+)?")
-_TIME_TOLERANCE_S = 0.5 + 1e-9
+TOLERANCE_S = 0.5 + 1e-9  # of a time
 
 
 def parse_boxes(text: str) -> list[Ends] | None:
@@ -31,7 +34,7 @@ def parse_boxes(text: str) -> list[Ends] | None:
         boxes = [tuple(float(end) for end in ends) for ends in corners]
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    if any(len(box) != 4 for box in boxes):
+    if not all(len(box) == 4 and all(map(math.isfinite, box)) for box in boxes):
         return None
     return [(box[0], box[1], box[2], box[3]) for box in boxes]
 
@@ -57,11 +60,18 @@ def _same_boxes(answer: str, truth: str) -> bool:
     return all(iou(a, b) > 0.5 for a, b in zip(found, wanted, strict=True))
 
 
+def times(text: str) -> list[float]:
+    """Read the times of a text in seconds: 3.5, 02:03, 1:02:03."""
+    found = [
+        3600.0 * float(hours or 0) + 60.0 * float(minutes or 0) + float(seconds)
+        for hours, minutes, seconds in _TIME.findall(text)
+    ]
+    return [time_s for time_s in found if time_s <= _LONGEST_S]
+
+
 def _same_time(answer: str, truth: str) -> bool:
-    found, wanted = _NUMBER.search(answer), _NUMBER.search(truth)
-    if found is None or wanted is None:
-        return False
-    return abs(float(found[0]) - float(wanted[0])) <= _TIME_TOLERANCE_S
+    found, wanted = times(answer), times(truth)
+    return bool(found and wanted) and abs(found[0] - wanted[0]) <= TOLERANCE_S
 
 
 def _same_timeline(answer: str, truth: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.errors import ConfigError, FovealError, ServerError
+from foveal.errors import ConfigError, FovealError, MediaError, ServerError
 from foveal.evaluate import Item, answered, open_tasks
 from foveal.evaluate import api as api_module
 from foveal.evaluate.api import Remote, Server
@@ -78,6 +78,14 @@ def test_files_and_addresses_go_as_they_are(fake: Fake, tmp_path: Path) -> None:
     data = base64.b64encode((tmp_path / "a.jpg").read_bytes()).decode()
     assert first["image_url"]["url"] == f"data:image/jpeg;base64,{data}"
     assert second["image_url"]["url"] == "https://example.org/b.png"
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    asked = {"role": "user", "content": [part((tmp_path / "a.jpg").as_uri())]}
+    remote(fake)(Item("y", [call, asked], ("a",), "text", lambda answer: {}))
+    _, again, sent = fake.seen[1]["messages"]
+    assert again == call and sent["content"] == [first]
+    gone = {"role": "user", "content": [part("file:///gone.jpg")]}
+    with pytest.raises(MediaError, match=r"gone\.jpg: no such file"):
+        remote(fake)(Item("z", [gone], ("a",), "text", lambda answer: {}))
     bounded = Item("x", [{"role": "user", "content": [part("a.png") | {"max_tokens": 4}]}], ("a",), "text", lambda answer: {})
     with pytest.raises(ConfigError, match="has 'max_tokens', which a server would not heed"):
         remote(fake)(bounded)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from foveal.errors import DataError
 from foveal.evaluate import metrics
 from foveal.evaluate.scorers import SCORERS, badness, best, infer
+from foveal.world.score import times
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,8 @@ def test_boxes() -> None:
 
 
 def test_times_and_spans() -> None:
-    assert metrics.times("from 1.5 to 02:03, or 1:00:00.5") == [1.5, 123.0, 3600.5]
+    assert times("from 1.5 to 02:03, or 1:00:00.5") == [1.5, 123.0, 3600.5]
+    assert times(f"{'9' * 400} or 2000000 or 3.5") == [3.5]  # beyond a million seconds it is a runaway, not a time
     assert metrics.temporal_iou((0, 4), (2, 6)) == pytest.approx(1 / 3)
     assert metrics.temporal_iou((0, 1), (2, 3)) == 0.0
     assert metrics.temporal_iou((4, 0), (0, 4)) == 0.0  # ends before it begins
@@ -98,7 +100,8 @@ def test_a_reference_that_cannot_be_scored(scorer: str, truth: str, says: str) -
 
 def test_an_error_in_time_speaks_of_answers_that_name_one() -> None:
     assert SCORERS["time"]("4.25 s", "3.5 seconds")["error_s"] == (0.75, 1.0)
-    assert SCORERS["time"]("never", "3.5 seconds")["error_s"] == (0.0, 0.0)
+    for nothing in ("never", "9" * 400, "99999999"):
+        assert SCORERS["time"](nothing, "3.5 seconds") == {"right": (0.0, 1.0), "error_s": (0.0, 0.0)}
 
 
 def test_the_form_of_a_reference_names_its_scorer() -> None:

@@ -111,6 +111,14 @@ def test_evidence_of_a_clip_file_counts_its_own_frames(count: int, tmp_path: Pat
     assert _opened(tmp_path / "a.mp4", [])[1] == []
 
 
+def test_evidence_of_a_list_of_pictures_counts_its_entries(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.fromarray(np.full((20, 30, 3), 80 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    box = (1.0, 2.0, 9.0, 9.0)
+    frames, evidence = _opened([str(tmp_path / f"{i}.png") for i in range(3)], [(2, box)])
+    assert evidence == [(2, box)] and frames.pixels[:, 0, 0, 0].tolist() == [0, 80, 160]
+
+
 def test_everything_that_was_measured_is_there(examined: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveal.media.source.socket.getaddrinfo", _nowhere)
     reader = read(render(examined, make_report(examined)))

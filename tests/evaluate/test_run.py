@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from foveal.errors import ConfigError, DataError, FovealError, MediaError
 from foveal.evaluate import Arm, Item, Run, Said, answered, examine, make_report, open_tasks
+from foveal.evaluate.bootstrap import wilson
 from foveal.evaluate.report import worst
 from foveal.evaluate.run import ANSWERS, EXAM
 from tests.evaluate.tools import Parrot, arm, new_run, truth
@@ -154,6 +156,51 @@ def test_an_arm_is_compared_on_what_both_were_asked(tmp_path: Path) -> None:
     del run.lines[missing]
     report = make_report(run)
     assert report["tasks"][0]["metrics"]["right"]["often"]["n"] == 5 == report["tasks"][0]["differences"]["right"][0]["n"]
+
+
+def test_what_says_nothing_of_a_metric_does_not_count(tmp_path: Path) -> None:
+    """Items of other scorers, and answers that name no time, are no items of 0 in 0."""
+    rows = [("what?", "red"), ("what?", "blue"), ("when?", "3.5"), ("when?", "4.0"), ("when?", "9.0")]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(
+        json.dumps({"scorer": "time" if a == "when?" else "text", "messages": [
+            {"role": "user", "content": a}, {"role": "assistant", "content": b}]}) + "\n"
+        for a, b in rows))  # fmt: skip
+    arms = [arm("right", truth), arm("once", lambda item: item.references[0] if item.id == "mine/2" else "never")]
+    run = new_run(tmp_path / "run", [str(file)], arms, items=None)
+    examine(run, arms)
+    (task,) = make_report(run)["tasks"]
+    exact, error = task["metrics"]["exact"], task["metrics"]["error_s"]
+    assert [exact[name]["n"] for name in ("right", "once")] == [2, 2]
+    low, high = wilson(2, 2)
+    assert (exact["right"]["low"], exact["right"]["high"]) == (pytest.approx(low, abs=1e-6), high)
+    assert [error[name]["n"] for name in ("right", "once")] == [3, 1]
+    assert task["differences"]["exact"][0]["n"] == 2 and task["differences"]["error_s"][0]["n"] == 3
+
+
+def test_a_runaway_number_is_written_as_json(tmp_path: Path) -> None:
+    arms = [arm("runaway", lambda item: "9" * 400), arm("boxes", lambda item: "[NaN, 1, 2, Infinity]")]
+    run = new_run(tmp_path / "run", ["appear_time", "box"], arms, items=2)
+    examine(run, arms)
+    report = make_report(run)
+    assert json.dumps(report, allow_nan=False) and report["tasks"][0]["metrics"]["error_s"]["runaway"]["value"] is None
+    for text in (run.folder / ANSWERS).read_text().splitlines():
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: of the last line a piece fits."""
+    run = new_run(tmp_path / "run", ["colour"], ARMS[:1], items=2)
+    examine(run, ARMS[:1])
+    file, line = run.folder / ANSWERS, next(iter(run.lines.values()))
+    before, kept = resource.getrlimit(resource.RLIMIT_FSIZE), file.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 50, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left on device: '.*answers.jsonl'"):
+            run.add(line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.read_bytes() == kept and len(Run.open(run.folder).lines) == 2
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

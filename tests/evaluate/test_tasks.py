@@ -34,6 +34,12 @@ def chat(question: str, answer: str, **more: Any) -> dict[str, Any]:
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **more}
 
 
+ASK = {"role": "user", "content": "hi"}
+SAID = {"role": "assistant", "content": "red"}
+NAN = {"role": "user", "content": [{"type": "image", "image": "a.png", "fps": float("nan")}]}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+
+
 def test_every_kind_has_items_that_its_truth_answers() -> None:
     assert set(QUESTION_KINDS) <= set(KINDS) and set(GROUPS["all"]) == set(QUESTION_KINDS)
     for task in open_tasks(["all", "left_right"], items=2):
@@ -106,6 +112,14 @@ def test_a_file_that_changed_is_another(tmp_path: Path) -> None:
         reopen(facts)
 
 
+def test_an_earlier_turn_may_only_call_tools(tmp_path: Path) -> None:
+    turns = [ASK, CALL, {"role": "tool", "content": "seen"}, {"role": "user", "content": "and?"}]
+    (task,) = open_tasks([write(tmp_path, {"messages": [*turns, {"role": "assistant", "content": "red"}]})])
+    (item,) = task
+    assert item.question == "and?" and item.earlier == ["hi", "", "seen"] and item.references == ("red",)
+    assert prompt_json(item.messages)[1]["content"] is None
+
+
 def test_names_do_not_collide(tmp_path: Path) -> None:
     (tmp_path / "count.jsonl").write_text(json.dumps(chat("how many?", "3")))
     tasks = open_tasks([str(tmp_path / "count.jsonl"), "count", "count"], items=1)
@@ -116,7 +130,7 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
     ("record", "says"),
     [
         ({"text": "x"}, "mine.jsonl:1: the record has the keys"),
-        (chat("<image>what?", "red", image="gone.png"), "mine.jsonl:1: there is no file .*gone.png"),
+        (chat("<image>what?", "red", image="gone.png"), "mine.jsonl:1: .*/gone.png: gone.png: no such file"),
         (chat("what?", "red", scorer="vibes"), "mine.jsonl:1: the scorer is 'vibes'; expected one of text"),
         (chat("what?", "red", scorer=["text"]), r"mine.jsonl:1: the scorer is \['text'\]; expected one of text"),
         (chat("what?", "red", scorer={}), r"mine.jsonl:1: the scorer is {}; expected one of text"),
@@ -126,6 +140,17 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
         (chat("what?", "red", evidence={"boxes": [[1, 2, 3, 4]], "frames": [0, 1]}), "2 frames for 1 boxes"),
         (chat("what?", "red", tools=[{"name": "f"}]), "tools, which an examination cannot call"),
         ({"messages": [{"role": "assistant", "content": "hello"}]}, "no question before the last answer"),
+        ({"messages": [ASK, CALL]}, "mine.jsonl:1: an answer to compare with is empty"),
+        ({"messages": [ASK, {"role": "assistant", "content": None, "reasoning_content": "hm"}]}, "compare with is empty"),
+        (chat("what?", "red", answers=[" "]), "an answer to compare with is empty"),
+        (chat("<image>what?", "red", image="mine.jsonl"), "mine.jsonl:1: .*mine.jsonl: "),
+        (chat("<image>what?", "red", image="file:///gone.png"), "mine.jsonl:1: file:///gone.png: gone.png: no such file"),
+        (chat("<image>what?", "red", image=[["a.png"]]), r"image 0 is \['.*'\]; expected the name of a file"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png", "fps": float("nan")}]}, SAID]},
+            "not JSON",
+        ),
+        (chat("<video>what?", "red", video=[[]]), r"video 0 is \[\]; expected the name of a file"),
     ],
 )
 def test_a_bad_record_is_named_before_anything_is_asked(tmp_path: Path, record: Any, says: str) -> None:
@@ -191,7 +216,7 @@ def test_evidence_needs_media_and_a_list_of_pictures_counts_its_frames(tmp_path:
         ([], {}, "there is nothing to ask"), (["cuont"], {}, "there is no task 'cuont'; did you mean count"),
         (["nonsense"], {}, "known: pictures, clips, all"), (["count"], {"items": 0}, "0 items"),
         (["count"], {"first_seed": -1}, "the first seed is -1"), (["count"], {"scorer": "vibes"}, "the scorer is 'vibes'"),
-        (["gone.jsonl"], {}, "gone.jsonl: no such file"),
+        (["gone.jsonl"], {}, "gone.jsonl: no such file"), (["gone.jsonl%50"], {}, "gone.jsonl%50 is a part"),
     ],
 )  # fmt: skip
 def test_mistakes(specs: list[str], options: dict[str, Any], says: str) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from foveal.cli.train import _stopped_by_signals
 from foveal.errors import ConfigError
-from foveal.finetune.run import model_folder
-from foveal.finetune.settings import read_settings
+from foveal.finetune.run import model_folder, new_tuner
+from foveal.finetune.settings import TuneSettings, read_settings
 from foveal.generate import Pipeline
 from foveal.model.load import load_model
 from tests.command import Run, run_foveal
@@ -70,6 +70,10 @@ def test_a_whole_model_is_written_and_a_finished_run_stays(
         (("data", "check", "gone.jsonl"), "1 of 1 samples are bad; the first: gone.jsonl: no such file"),
         (("data", "check"), "there is nothing to check"),
         (("data", "show", "gone.jsonl"), "gone.jsonl: no such file"),
+        (("data", "check", "gone.jsonl%50"), "gone.jsonl%50 is a part, and only an epoch of training takes parts"),
+        (("data", "show", "gone.jsonl%50"), "gone.jsonl%50 is a part"),
+        (("data", "check", "gone.jsonl", "--max-tokens", "0"), "--max-tokens is 0; expected 1 or more"),
+        (("data", "check", "gone.jsonl", "--max-tokens", "-5"), "--max-tokens is -5"),
         (("merge", "gone", "out"), "adapter_config.json cannot be read"),
     ],
 )
@@ -123,15 +127,45 @@ def test_settings_from_a_file_and_on_top(tmp_path: Path) -> None:
             read_settings(tmp_path / "x.toml", {"steps": 3}, [change])
 
 
+def test_paths_that_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "m").mkdir(parents=True)
+    (tmp_path / "x.toml").write_text(
+        'output = "~/run"\nmodel = "~/m"\ndata = ["~/a.jsonl%50", "b.jsonl", "mine%50"]\neval = ["~/c.jsonl"]\n'
+        '[sources.mine]\npath = "~/d.jsonl"\nroot = "~/d"\n'
+    )
+    settings, home = read_settings(tmp_path / "x.toml"), tmp_path / "home"
+    assert settings.output == home / "run" and settings.model == settings.base == str(home / "m")
+    assert settings.data == (f"{home}/a.jsonl%50", str(tmp_path / "b.jsonl"), "mine%50") and settings.eval == (
+        f"{home}/c.jsonl",
+    )
+    assert settings.sources["mine"].path == home / "d.jsonl" and settings.sources["mine"].root == home / "d"
+    (tmp_path / "x.toml").write_text('output = "~nobody-of-this-name/run"\ndata = ["a.jsonl"]\n')
+    with pytest.raises(ConfigError, match=r"begins with ~, but .*; write the path in full"):
+        read_settings(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(("device", "says"), [("gpu", "no device 'gpu'"), ("cuda:99", r"finds (no|\d+) GPUs; use cpu")])
+def test_a_device_that_is_not_there(device: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        new_tuner(TuneSettings(output=tmp_path / "run", data=("a.jsonl",), device=device))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_embedded_model_is_the_default() -> None:
     assert (model_folder(None) / "model.safetensors").is_file()
 
 
-def test_an_adapter_is_merged_into_the_model_it_names(run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_the_model_it_names(
+    run_foveal: Run, checkpoint: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(mixed(6))
-    config = _config(tmp_path, checkpoint, 'eval = ["data.jsonl"]\n[lora]\nrank = 2\ntarget = ["q_proj"]\n')
-    done = run_foveal("train", config)
+    (tmp_path / "base").symlink_to(checkpoint)
+    _config(tmp_path, Path("base"), 'eval = ["data.jsonl"]\n[lora]\nrank = 2\ntarget = ["q_proj"]\n')
+    monkeypatch.chdir(tmp_path)
+    done = run_foveal("train", "run.toml")
     assert done.code == 0 and "step 2: evaluation loss" in done.err  # without a terminal, too
+    monkeypatch.chdir(tmp_path / "run")  # it is named by a path that means the same from anywhere
     done = run_foveal("merge", tmp_path / "run" / "adapter", tmp_path / "merged")
     assert done.code == 0 and "5 weights changed" in done.err
     assert load_model(tmp_path / "merged").config == load_model(checkpoint).config

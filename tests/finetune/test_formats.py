@@ -119,7 +119,7 @@ def test_errors_are_about_data() -> None:
         read_record({}, ROOT)
 
 
-@pytest.mark.parametrize("answer", ["", " \n"])
-def test_an_answer_of_nothing_is_a_bad_line(answer: str) -> None:
+@pytest.mark.parametrize("answer", ["", " \n", [{"type": "text", "text": ""}], [{"type": "image", "image": "a.png"}]])
+def test_an_answer_of_nothing_is_a_bad_line(answer: Any) -> None:
     with pytest.raises(DataError, match=r"message 2 is the assistant's and says nothing"):
         read_record({"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": answer}]}, ROOT)

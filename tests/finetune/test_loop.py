@@ -18,11 +18,14 @@ import pytest
 import torch
 
 from foveal.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from foveal.finetune import fingerprint
 from foveal.finetune import state as state_files
 from foveal.finetune.loop import Tuner
+from foveal.finetune.order import Cursor, Stream
 from foveal.finetune.prepare import PARTS, part_of
 from foveal.finetune.samples import SampleReader
 from foveal.finetune.settings import LoraSettings, TuneSettings
+from foveal.finetune.sources import open_source
 from foveal.model import Qwen3VL
 from foveal.model.load import load_model
 from tests.finetune.conftest import Write, mixed
@@ -221,6 +224,18 @@ def test_a_run_whose_data_lies_elsewhere_is_gone_on_with(
         tuner(steps=3, data=("data.jsonl%50",))
 
 
+def test_one_easy_batch_is_no_standard(tuner: NewTuner) -> None:
+    """A few easy tokens in the first step, then ordinary batches; a loss that then runs away is still noticed."""
+    run = tuner()
+    for loss, weight in [(0.05, 2.0), *[(4.0, 100.0)] * 60]:
+        run._watch(loss, weight, [])
+        run.step += 1
+    assert run.lowest_loss == pytest.approx(4.0, rel=0.01)
+    with pytest.raises(DivergenceError, match=r"the mean loss is 13.* and was [34]"):
+        for _ in range(60):
+            run._watch(20.0, 100.0, [])
+
+
 def test_a_loss_that_runs_away_stops_the_run(tuner: NewTuner) -> None:
     with pytest.raises(DivergenceError, match=r"step \d+: the mean loss is .* and was "):
         tuner(steps=60, language=30.0, warmup=0.5, divergence=1.0).run()
@@ -236,14 +251,65 @@ def test_a_bad_line_ends_the_run_unless_it_may_be_left_out(tuner: NewTuner, writ
     assert len(lenient.reasons) == 1 and "data.jsonl:4" in lenient.reasons[0]  # type: ignore[attr-defined]
 
 
-def test_another_run_is_not_gone_on_with(tuner: NewTuner, write: Write) -> None:
+def test_a_bad_line_of_the_evaluation_is_found_before_training(tuner: NewTuner, tmp_path: Path) -> None:
+    file = tmp_path / "val.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in [*mixed(2), {"conversations": 5}]))
+    strict = tuner("strict", eval=(str(file),))
+    with pytest.raises(DataError, match=r"val\.jsonl:3: conversations is 5"):
+        strict.run()
+    assert strict.step == 0
+    lenient = tuner("lenient", steps=2, eval=(str(file),), eval_every=1, skip_bad=True)
+    assert lenient.run()
+    assert len(lenient.reasons) == 1 and "val.jsonl:3" in lenient.reasons[0]  # type: ignore[attr-defined]
+
+
+def test_bad_records_of_one_line_are_told_apart(reader: SampleReader, tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([*mixed(1), *[{"conversations": []}] * 3]))
+    told: list[str] = []
+    stream = Stream([open_source(str(file))], reader, seed=0, window=4, epochs=2, skipped=told.append)
+    assert sum(len(packed.samples) for packed in stream.start(Cursor())) == 2
+    assert sorted(reason.partition(": ")[0] for reason in told) == [f"{file}[{i}]" for i in (1, 2, 3)]
+
+
+def test_another_run_is_not_gone_on_with(tuner: NewTuner, write: Write, tmp_path: Path) -> None:
     tuner(steps=2).run()
     with pytest.raises(ConfigError, match=r"language is 0\.1, but .*state/step-2 was begun with 0\.001"):
         tuner(steps=2, language=0.1)
     tuner(steps=2, save_every=7, log_every=3, divergence=9.0)  # none of these moves a weight
+    longer = r"steps is 3, but .* begun with 2; .*; to train longer, begin another run from what this one has learned"
+    with pytest.raises(ConfigError, match=longer):
+        tuner(steps=3)
+    lines = write(mixed(10)).read_text()
     write(mixed(11))
     with pytest.raises(ConfigError, match=r"the data has changed since .* 10.* became .* 11"):
         tuner(steps=2)
+    (tmp_path / "data.jsonl").write_text(lines.replace("red 1", "red 7", 1))  # as many lines and bytes
+    with pytest.raises(ConfigError, match=r"the data has changed since"):
+        tuner(steps=2)
+
+
+def test_a_base_that_changed_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "_WHOLE", 1000)
+    monkeypatch.setattr(fingerprint, "_HEAD", 100)
+    small, large = tmp_path / "config.json", tmp_path / "model.safetensors"
+    small.write_bytes(b"{}")
+    large.write_bytes(bytes(50_000))
+    (tmp_path / "README.md").write_text("of no account")
+    seen = [fingerprint.of_checkpoint(tmp_path)]
+    for file, data in ((small, b"[]"), (large, b"\1" + bytes(49_999)), (large, bytes(49_999) + b"\1"), (large, bytes(50_001))):
+        file.write_bytes(data)
+        seen.append(fingerprint.of_checkpoint(tmp_path))
+    assert all(one.keys() == {"config.json", "model.safetensors"} for one in seen)
+    assert len({tuple(one.items()) for one in seen}) == len(seen)
+
+
+def test_a_run_is_not_gone_on_with_on_another_base(tuner: NewTuner, tmp_path: Path) -> None:
+    run = tuner(steps=1)
+    run.base = {"model.safetensors": "another"}
+    run.save()
+    with pytest.raises(ConfigError, match=r"the embedded model has changed since .*step-0 was begun on it; put it back"):
+        tuner(steps=1)
 
 
 def test_lines_of_steps_that_a_kill_lost_are_not_logged_twice(tuner: NewTuner) -> None:
@@ -256,6 +322,36 @@ def test_lines_of_steps_that_a_kill_lost_are_not_logged_twice(tuner: NewTuner) -
     second = tuner(steps=4, save_every=2)
     assert second.step == 2 and second.run()
     assert [json.loads(line)["step"] for line in second.log.file.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_the_log_knows_of_all_that_the_state_does(tuner: NewTuner) -> None:
+    """A line stands for three steps; what a save, or the end, comes before is a line, too."""
+    run = tuner(steps=5, log_every=3, save_every=4)
+    assert run.run()
+    lines = [json.loads(line) for line in run.log.file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 4, 5]
+    stopped = tuner("stopped", steps=5, log_every=3)
+    stopped.progress = lambda share, metrics: stopped.stop()
+    assert not stopped.run() and '"step": 1' in stopped.log.file.read_text()
+    broken = tuner("broken", steps=5, log_every=3)
+    broken.progress = lambda share, metrics: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    assert '"step": 1' in broken.log.file.read_text()
+
+
+def test_what_lies_beside_the_states_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / state_files.FOLDER
+    for name in ("step-2-backup", "best", "notes.part", "step-9.part"):
+        (folder / name).mkdir(parents=True)
+    for name in (".DS_Store", "step-77"):
+        (folder / name).write_text("")
+    assert state_files.newest(tmp_path) is None
+    for step in (1, 2):
+        state_files.save(tmp_path, step, {"a": torch.ones(2)}, {}, True)
+    assert state_files.newest(tmp_path) == folder / "step-2"
+    held = {path.name for path in folder.iterdir()}
+    assert held == {"step-2", "step-2-backup", "best", "notes.part", ".DS_Store", "step-77"}
 
 
 def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:

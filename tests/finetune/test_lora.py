@@ -17,6 +17,7 @@ from foveal.finetune.lora import (
     adapt,
     adapter_tensors,
     adapters,
+    base_of,
     is_target,
     load_adapter,
     merge_adapters,
@@ -216,6 +217,13 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has shapes .* but the model needs"):
         load_adapter(other, tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
+    for kind in ("gaussian", "eva", "orthogonal", False):
+        (tmp_path / CONFIG).write_text(json.dumps(config | {"init_lora_weights": kind}))
+        assert base_of(tmp_path) == config["base_model_name_or_path"]
+    for kind in ("pissa", "pissa_niter_4", "olora", "corda", "loftq"):
+        (tmp_path / CONFIG).write_text(json.dumps(config | {"init_lora_weights": kind}))
+        with pytest.raises(CheckpointError, match=f"has init_lora_weights = '{kind}', .*; it changed the base, so let PEFT"):
+            base_of(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(CheckpointError, match="has use_dora = True, which foveal does not know"):
         load_adapter(new_model(CONFIGS["dense-tied"]), tmp_path)

@@ -40,6 +40,7 @@ def test_boxes(answer: str, right: bool) -> None:
 
 def test_boxes_are_compared_one_by_one() -> None:
     assert parse_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6, 7, 8]}]') == [(1, 2, 3, 4), (5, 6, 7, 8)]
+    assert parse_boxes("[NaN, 1, 2, 3]") is None and parse_boxes("[0, 0, Infinity, 3]") is None
     assert iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
     assert iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0.0
 
@@ -53,6 +54,10 @@ def test_boxes_are_compared_one_by_one() -> None:
         ("3.1 seconds", False),
         ("1.9 seconds", False),
         ("soon", False),
+        ("00:02.0", True),
+        ("at 00:03", True),
+        ("02:30", False),
+        ("9" * 400, False),
     ],
 )
 def test_times_within_half_a_second(answer: str, right: bool) -> None:
