@@ -95,7 +95,12 @@ def _print(report: Mapping[str, Any]) -> None:
     columns = ("task", "", *names, *(f"{name} less {names[0]}" for name in names[1:]))
     out = show.console()
     title = "in % (error_s in s), with 95 % intervals; differences are paired"
-    out.print(show.table(title, rows, columns, right=range(2, len(columns))))
+    made = show.table(title, rows, columns, right=range(2, len(columns)))
+    if out.measure(made, options=out.options.update(max_width=10_000)).maximum > out.width:
+        # Each interval stands under its value: wrapped anywhere else it could not be read.
+        below = [tuple(cell.replace(" [", "\n[") for cell in row) for row in rows]
+        made = show.table(title, below, columns, right=range(2, len(columns)))
+    out.print(made)
     arms = [
         (arm["name"], f"{arm['answered']:,}", f"{arm['prompt_tokens']:.1f}", f"{arm['generated_tokens']:.1f}",
          show.seconds(arm["median_s"]), ", ".join(f"{reason} {count:,}" for reason, count in arm["finish_reasons"].items()))

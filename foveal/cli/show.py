@@ -40,12 +40,12 @@ def table(title: str, rows: Iterable[Sequence[str]], columns: Sequence[str] = ("
 
 
 def json_text(value: Any) -> str:
-    """Write an object for a file."""
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    """Write an object for a file; infinities and NaN are no JSON, and a ValueError."""
+    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def write_json(value: Any, *, lines: bool = False) -> None:
     """Write one JSON object on stdout; `lines`: on one line, on a terminal too."""
     indent = 2 if sys.stdout.isatty() and not lines else None
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
     sys.stdout.flush()

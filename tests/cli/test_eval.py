@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -44,6 +45,8 @@ def test_arms_side_by_side_then_one_more(run_foveal: Run, checkpoint: str, photo
     assert done.code == 0 and f"wrote {out / 'report.html'}" in done.err
     for words in ("mine", "plain", "small less plain", "right", "cer", "length 3"):
         assert words in done.out, words
+    intervals = re.findall(r"\[[^\]]*\]", done.out)
+    assert intervals and not any("\n" in one for one in intervals)
     found = lines(out)
     assert [line["arm"] for line in found] == ["plain"] * 3 + ["small"] * 3
     assert all(plain["tokens"]["prompt"] > small["tokens"]["prompt"] for plain, small in zip(found[:3], found[3:], strict=True))
