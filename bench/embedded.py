@@ -44,13 +44,13 @@ Wrong = list[tuple[str, str]]
 """Ids of items that were answered wrongly, and the answers."""
 
 
-def task_of(kind: str, count: int, level: str) -> Task:
+def task_of(kind: str, count: int, level: str, first_seed: int = 0) -> Task:
     """Make the task of a kind: items of the test split, none ever trained on."""
-    (task,) = open_tasks([kind], items=count, level=level)
+    (task,) = open_tasks([kind], items=count, level=level, first_seed=first_seed)
     return task
 
 
-def examine(name: str | None, kind: str, count: int, level: str) -> tuple[dict[str, Any], Wrong]:
+def examine(name: str | None, kind: str, count: int, level: str, first_seed: int) -> tuple[dict[str, Any], Wrong]:
     """Ask about `count` items of a kind, on one thread; return the tally and what was answered wrongly."""
     import torch
 
@@ -59,7 +59,7 @@ def examine(name: str | None, kind: str, count: int, level: str) -> tuple[dict[s
     right, wrong = 0, []
     hits, both = 0.0, 0.0
     started = time.perf_counter()
-    for item, said in answered(model, task_of(kind, count, level)):
+    for item, said in answered(model, task_of(kind, count, level, first_seed)):
         scores = item.score(said.text)
         top, bottom = scores.get(F1.get(kind, "right"), (0.0, 0.0))
         hits, both = hits + top, both + bottom
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--difficulty", choices=("world", "wide"), default="world")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the items; others than 0 to choose between weights by")
     parser.add_argument("--jobs", type=int, default=2, help="kinds examined at the same time")
     parser.add_argument("--kinds", default=",".join(dict.fromkeys((*BARS, *FIRST))))
     parser.add_argument("--keep", action="store_true", help="write the result and the picture of the weakest kind")
@@ -107,7 +108,7 @@ def main() -> None:
     rows, failures = {}, {}
     kinds = args.kinds.split(",")
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = [pool.submit(examine, args.model, kind, args.items, args.difficulty) for kind in kinds]
+        results = [pool.submit(examine, args.model, kind, args.items, args.difficulty, args.first_seed) for kind in kinds]
         for kind, future in zip(kinds, results, strict=True):
             result, failures[kind] = future.result()
             bar = BARS.get(kind)
@@ -116,13 +117,13 @@ def main() -> None:
             print(f"{kind:18} {result['accuracy']:6.1%} of {result['of']}  {wanted}", flush=True)
     record = {
         "what": "embedded model, test split", "date": datetime.date.today().isoformat(), "difficulty": args.difficulty,
-        "model": args.model or "embedded", "python": platform.python_version(), "kinds": rows,
+        "model": args.model or "embedded", "first_seed": args.first_seed, "python": platform.python_version(), "kinds": rows,
     }  # fmt: skip
     if args.keep:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{record['date']}-embedded-{args.difficulty}.json").write_text(json.dumps(record, indent=1) + "\n")
         weakest = min((k for k in rows if "bar" in rows[k]), key=lambda k: rows[k]["value"] / rows[k]["bar"])
-        task = task_of(weakest, args.items, args.difficulty)
+        task = task_of(weakest, args.items, args.difficulty, args.first_seed)
         draw(weakest, task, failures[weakest], RESULTS / f"{record['date']}-embedded-{args.difficulty}-{weakest}.png")
     print(json.dumps(record))
 
