@@ -464,7 +464,7 @@ def embedded_second() -> Figure:
     """Plot what was reached of every bar before and after the second edition was learned, and how it was learned."""
     before, after = (
         json.loads((RESULTS / f"2026-11-29-embedded-{name}.json").read_text())["kinds"]
-        for name in ("before-second", "after-second")
+        for name in ("before-second", "second-edition")
     )
     kinds = [kind for kind in after if "bar" in after[kind] and kind in before]
     kinds.sort(key=lambda kind: after[kind]["value"])
@@ -477,10 +477,11 @@ def embedded_second() -> Figure:
     left.set_yticks(range(len(kinds)), kinds, fontsize=8)
     left.set(xlim=(-0.03, 1.03), title="right, of fresh items")
     left.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3)
-    log = [json.loads(line) for line in (RESULTS / "2026-11-29-embedded-training-fifth.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (RESULTS / "2026-11-29-embedded-training-sixth.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in log]
-    right.plot(steps, [line["cell_kind"] for line in log], color=TEXT, label="patch: kind, emoji too")
-    right.plot(steps, [line["cell_char"] for line in log], color=TEXT, ls=":", label="patch: character")
+    for name, style, label in (("cell_kind", "-", "patch: kind, emoji too"), ("cell_char", ":", "patch: character")):
+        # Not measured while the encoder stood still.
+        right.plot(steps, [line.get(name, np.nan) for line in log], color=TEXT, ls=style, label=label)
     shown = ("colour", "relation", "count", "read_word", "absent_one", "event_appear_time", "order_list", "reasoned_count",
              "emoji_name")  # fmt: skip
     for i, kind in enumerate(shown):

@@ -254,10 +254,11 @@ def test_batches_are_bounded_by_tokens_and_a_feed_goes_on_where_one_ended(tiny: 
 
 
 def test_the_recipe_asks_for_every_kind_and_its_longest_examples_fit() -> None:
-    *still, last = mini.second_stages()
-    assert {kind for kind, _ in last.mix.case_kinds} == set(CASE_KINDS) and last.vision
-    assert still and not any(stage.vision for stage in still)
-    for stage in (*still, last):
+    stages = mini.second_stages()
+    moving = [stage for stage in stages if stage.vision]
+    assert moving and all({kind for kind, _ in stage.mix.case_kinds} == set(CASE_KINDS) for stage in moving)
+    assert not stages[0].vision and [stage.until for stage in stages] == sorted({stage.until for stage in stages})
+    for stage in stages:
         assert 0 < stage.mix.cases < 1
         # Four pictures, or a clip, with the longest text, are the longest there is; two of them fit a batch.
         assert stage.tokens is not None and 2 * (4 * mini.BUDGET.image[1] + 350) <= stage.tokens
