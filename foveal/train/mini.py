@@ -105,12 +105,11 @@ def further_stages() -> list[Stage]:
 def second_stages() -> list[Stage]:
     """Return the curriculum that goes on from a checkpoint with both editions: seven of ten examples are of the second.
 
-    At first the encoder stands still: all that the second edition asks about shapes, colours and times can be learned from what
-    it sees already, in little more than half of the time, and nothing is unlearned. Then the heads of the dense labels learn on
-    it, for it would follow heads that know nothing yet, and then the encoder learns, too. Last it stands still again, and what
-    the first edition had learned last, counts, is learned anew. Batches are bounded by tokens, because a clip or four pictures
-    are several times as long as a picture of the first edition. A case gets up to four questions besides its own: twice as many
-    answers learned, for an eighth more tokens.
+    At first the encoder stands still: all that the second edition asks about shapes, colours and times can be learned from
+    what it sees already, in little more than half of the time, and nothing is unlearned. Then the heads of the dense labels
+    learn on it, for it would follow heads that know nothing yet, and last the encoder learns, too. Batches are bounded by
+    tokens, because a clip or four pictures are several times as long as a picture of the first edition. A case gets up to
+    four questions besides its own: twice as many answers learned, for an eighth more tokens.
     """
     (first,) = further_stages()
     families = (("shape", 5.0), ("icon", 1.5), ("number", 2.0), ("word", 2.0))
@@ -119,10 +118,9 @@ def second_stages() -> list[Stage]:
     seen, every = replace(mix, case_kinds=SEEN_KINDS), replace(mix, case_kinds=SECOND_KINDS)
     still = replace(first, batch_size=32, tokens=3600, vision=0.0)
     return [
-        replace(still, until=0.36, mix=seen, dense=0.0),
-        replace(still, until=0.42, mix=every),
-        replace(still, until=0.85, mix=every, vision=0.5),
-        replace(still, mix=replace(seen, cases=0.6, counts=5), dense=0.0),
+        replace(still, until=0.42, mix=seen, dense=0.0),
+        replace(still, until=0.48, mix=every),
+        replace(still, mix=every, vision=0.5),
     ]
 
 
