@@ -133,8 +133,10 @@ class Engine:
         """Submit a conversation in the form of the OpenAI API; options as of `Processor`."""
         options, gone = _until_gone(options)
         prompt = partial(self.pipeline.processor, messages, **options)
-        # Parts of nothing but text are taken for media here, which costs a wait and no more.
-        reads = any(not isinstance(message, Mapping) or not isinstance(message.get("content"), str) for message in messages)
+        # What is not plainly text counts as media, which costs a wait and no more; the stream tells what is wrong with it.
+        reads = not isinstance(messages, list | tuple) or not all(
+            isinstance(message, Mapping) and isinstance(message.get("content"), str) for message in messages
+        )
         return self.submit(Request(prompt, sampling or self.pipeline.sampling(), n, logprobs, salt, reads=reads, gone=gone))
 
     def cancel(self, number: int) -> None:
@@ -297,6 +299,6 @@ def _forgotten(engine: weakref.ref[Engine], number: int) -> None:
 
 
 def _until_gone(options: Mapping[str, Any]) -> tuple[dict[str, Any], threading.Event]:
-    """Let reading media end once the returned event is set, whatever other limits there are."""
+    """Let reading media end once the returned event is set, which takes the place of the limits' own; others stay."""
     gone = threading.Event()
     return {**options, "limits": replace(options.get("limits") or Limits(), gone=gone)}, gone

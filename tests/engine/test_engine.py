@@ -244,6 +244,13 @@ def test_who_left_is_not_prepared_and_holds_nobody_up() -> None:
     assert not prepared
 
 
+@pytest.mark.parametrize("messages", [None, "hi", [3], []])
+def test_messages_that_are_none_are_told_by_the_stream(one: Engine, messages: Any) -> None:
+    stream = one.chat(messages, sampling=GREEDY)
+    with pytest.raises(PromptError, match="messages"):
+        _ = stream.answer
+
+
 def test_an_engine_that_closes_waits_for_no_download(tmp_path: Any) -> None:
     """A server that drips bytes is dropped when the request is cancelled, not when its time is up."""
     with socket.create_server(("127.0.0.1", 0)) as server, engine(background=True, workers=1) as shared:
